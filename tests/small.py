@@ -63,8 +63,8 @@ def wrap_lora(model, targets, rank, alpha, ranks=None, alphas=None, seed=0, **mo
 
 
 def with_words(words, ids, mask, types=None):
-    """ids, mask, types (B, T), padded on either side -> the same (B, P + T): what `PromptedEncode` makes
-    of each row."""
+    """ids, mask, types (B, T), padded on either side -> the same (B, P + T): what `PromptedEncode`
+    makes of each row."""
     import torch
 
     from minillmclf.tuning.prompt import PromptedEncode

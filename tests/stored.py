@@ -1,5 +1,5 @@
-"""What the parity tests of all families share: stored models with exaggerated weights, and what ours compute of
-the batch that is stored beside them."""
+"""What the parity tests of all families share: stored models with exaggerated weights, and what
+ours compute of the batch that is stored beside them."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,13 @@ def in_dtype(tensors, dtype):
 
 
 def load_without_tokenizer(folder):
-    """(the classifier, without a tokenizer, or the body that an encoder's folder holds, its body)."""
+    """(the classifier, without a tokenizer, or the body in an encoder's folder; its body)."""
     checkpoint = Checkpoint(folder)
     if not checkpoint.config["architectures"][0].endswith("ForSequenceClassification"):
         body = load_backbone(folder)
         return body, body
-    body, labels = build_backbone(checkpoint,
-                                  lm_head=True), list(checkpoint.config.get("id2label", ("0", "1")))
+    body = build_backbone(checkpoint, lm_head=True)
+    labels = list(checkpoint.config.get("id2label", ("0", "1")))
     assert body.lm_head is None, "a classifier's head was taken for that of masked words"
     with torch.device("meta"):
         head = build_head(checkpoint.config["model_type"], body, len(labels))
@@ -44,8 +44,8 @@ def load_without_tokenizer(folder):
 
 
 def compute_encoder(model, body, batch, class_loss=F.cross_entropy):
-    """What an encoder, or a classifier on it, computes for a batch: every step, logits, loss, and gradients by the
-    file's names."""
+    """What an encoder, or a classifier on it, computes for a batch: every step, logits, loss, and
+    gradients by the file's names."""
     ids, mask, types, labels = (batch.get(name) for name in ("ids", "mask", "types", "labels"))
     steps = trace(body, ids, mask, types)
     steps["norm"] = steps["hidden"][mask.bool()].detach()

@@ -1,4 +1,5 @@
-"""Reading battles: what people wrote is kept, what no program can write is replaced, and a wrong row is named by its line."""
+"""Reading battles: what people wrote is kept, what no program can write is replaced, and a wrong
+row is named by its line."""
 import csv
 import json
 from collections import Counter
@@ -28,24 +29,19 @@ def refused(path, *words, **more):
     with pytest.raises(InputError) as error:
         read_arena(path, **more)
     line = str(error.value)
-    assert "\n" not in line and not [word for word in words if word not in line
-                                     ], f"should name {words}: {line}"
+    assert "\n" not in line and not [word for word in words if word not in line], (
+        f"should name {words}: {line}")
 
 
 def test_competition_layout(tmp_path):
-    rows = [
-        battle(30),
-        battle(10, won=(0, 1, 0)),
-        battle(20, won=(0, 0, 1)),
-        battle(40, won=("1.0", "0.0", "0.0"))
-    ]
+    rows = [battle(30), battle(10, won=(0, 1, 0)), battle(20, won=(0, 0, 1)),
+            battle(40, won=("1.0", "0.0", "0.0"))]
     examples, ids = read_arena(write(tmp_path / "train.csv", rows))
     assert ids == ["30", "10", "20", "40"], "ids should be texts, in the order of the file"
-    assert [e.label
-            for e in examples] == ["a", "b", "tie", "a"] and [e.row
-                                                              for e in examples] == [2, 3, 4, 5]
-    assert examples[0].texts == (
-        "Hi", "Hello", "Go away"), "one turn should stand alone, without brackets or a marker"
+    assert ([e.label for e in examples] == ["a", "b", "tie", "a"]
+            and [e.row for e in examples] == [2, 3, 4, 5])
+    assert examples[0].texts == ("Hi", "Hello", "Go away"), (
+        "one turn should stand alone, without brackets or a marker")
 
 
 def test_turns_are_joined_with_a_line_before_each(tmp_path):
@@ -59,16 +55,19 @@ def test_turns_are_joined_with_a_line_before_each(tmp_path):
 @pytest.mark.parametrize("cell, text", [
     ("[null]", EMPTY), ('[""]', EMPTY), ('["  "]', EMPTY), (r'["a \ud83d b"]', "a \ufffd b"),
     (r'["\ude00\ud83d"]', "\ufffd\ufffd"),
-    (r'["\ud83d\ude00"]', "\U0001f600"), (r'["a\u0000b"]', "a\ufffdb"), ('["a\nb"]', "a\nb"), (' ["a"] ', "a"),
+    (r'["\ud83d\ude00"]', "\U0001f600"), (r'["a\u0000b"]', "a\ufffdb"), ('["a\nb"]', "a\nb"),
+    (' ["a"] ', "a"),
     ('["say \\"no\\"", "x"]', '[turn 1]\nsay "no"\n\n[turn 2]\nx')])
 def test_odd_turns(tmp_path, cell, text):
-    """Null turns, half surrogate pairs, null bytes, bare line breaks: no row is lost, and all can be written as UTF-8."""
+    """Null turns, half surrogate pairs, null bytes, bare line breaks: no row is lost, and all can
+    be written as UTF-8."""
     texts = read_arena(write(tmp_path / "train.csv", [battle(a=cell)]))[0][0].texts
     assert texts[1] == text
     assert "".join(texts).encode("utf-8")
 
 
-@pytest.mark.parametrize("cell", ['["a", "b"]', "[1, 2]", "[broken", "[]", "[x] done", "[" * 3000, '{"a": 1}'])
+@pytest.mark.parametrize(
+    "cell", ['["a", "b"]', "[1, 2]", "[broken", "[]", "[x] done", "[" * 3000, '{"a": 1}'])
 def test_a_list_that_a_model_wrote_is_its_text(tmp_path, cell):
     """Where the prompt is no list, nothing of the row is taken apart."""
     texts = read_arena(write(tmp_path / "d.csv", [("Hi", cell, "no", "a")], PLAIN))[0][0].texts
@@ -80,8 +79,8 @@ def test_plain_layout(tmp_path):
     examples, ids = read_arena(
         write(tmp_path / "d.csv", [("p", "x", "", w) for w in winners], PLAIN))
     assert [e.label for e in examples] == ["a", "b", "tie", "a", "b", "tie", "tie", "b"]
-    assert ids == [str(line)
-                   for line in range(2, 10)], "without a column id the lines should be the ids"
+    assert ids == [str(line) for line in range(2, 10)], (
+        "without a column id the lines should be the ids")
     assert examples[0].texts == ("p", "x", EMPTY)
     other = write(tmp_path / "e.csv", [("p", "x", "y", "b")], (*PLAIN[:3], "label"))
     assert read_arena(other)[0][0].label == "b"
@@ -92,8 +91,8 @@ def test_jsonl(tmp_path):
     rows = [dict(zip(COMPETITION, battle(1, ["Hi", "x"], ["a", None], ["b", "c"]))),
             dict(zip(COMPETITION, battle(2, "Hi", "a", "b", (False, 0, 1))))]
     path.write_text(json.dumps(rows[0]))
-    assert read_arena(path)[0][0].texts[
-        1] == f"[turn 1]\na\n\n[turn 2]\n{EMPTY}", "a list need not be spelled in a string"
+    assert read_arena(path)[0][0].texts[1] == f"[turn 1]\na\n\n[turn 2]\n{EMPTY}", (
+        "a list need not be spelled in a string")
     path.write_text("\n".join(map(json.dumps, rows)))
     refused(path, "line 2", "winner_model_a", "False")
     rows[1] |= {"prompt": 3, "winner_model_a": 0}
@@ -109,8 +108,9 @@ def test_without_a_winner(tmp_path):
     assert is_arena(("id", *PLAIN[:3])) and not is_arena(("prompt", "response_a", "winner"))
 
 
-@pytest.mark.parametrize("won", [(1, 1, 0), (0, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 0), (-1, 1, 1), ("", "", ""),
-                                 ("yes", 0, 0), (0.5, 0.5, 0)])
+@pytest.mark.parametrize("won", [
+    (1, 1, 0), (0, 0, 0), (1, 0, 1), (1, 1, 1), (2, 0, 0), (-1, 1, 1), ("", "", ""), ("yes", 0, 0),
+    (0.5, 0.5, 0)])
 def test_not_exactly_one_winner(tmp_path, won):
     refused(write(tmp_path / "train.csv", [battle(), battle(8, won=won)]), "train.csv, line 3",
             "winner_tie", "one 1 and two 0")
@@ -136,8 +136,6 @@ def test_real_battles(name, rows):
         records = list(csv.DictReader(file))
     assert len(examples) == len(set(ids)) == rows
     assert Counter(e.label for e in examples) == Counter(r["label"] for r in records)
-    changed = [
-        e.row for e, r in zip(examples, records)
-        if e.texts != tuple(r[c] or EMPTY for c in PLAIN[:3])
-    ]
+    changed = [e.row for e, r in zip(examples, records)
+               if e.texts != tuple(r[c] or EMPTY for c in PLAIN[:3])]
     assert not changed, f"plain texts should be read as they are: {changed[:5]}"

@@ -1,4 +1,4 @@
-"""Batches: every row once, no batch too large, the same order from the same seed, little padding."""
+"""Batches: every row once, none too large, the same order from the same seed, little padding."""
 import random
 
 import pytest
@@ -31,18 +31,17 @@ def places(batches, lengths):
 
 @settings(max_examples=150, deadline=None)
 @given(some_lengths, sizes, seeds, limits, st.integers(1, 4))
-def test_every_row_is_in_exactly_one_batch_and_no_batch_is_too_large(lengths, size, seed, tokens,
-                                                                     chunk):
+def test_every_row_is_in_exactly_one_batch_and_no_batch_is_too_large(
+        lengths, size, seed, tokens, chunk):
     batches = make_batches(lengths, size, seed, tokens, chunk)
     assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
     for rows in batches:
         assert 1 <= len(rows) <= size, "an empty batch, or one of more rows than asked for"
         if tokens and len(rows) > 1:
-            assert places([
-                rows
-            ], lengths) <= tokens, f"{places([rows], lengths)} padded places, {tokens} are allowed"
-    assert batches == make_batches(lengths, size, seed, tokens,
-                                   chunk), "the same call gives other batches"
+            assert places([rows], lengths) <= tokens, (
+                f"{places([rows], lengths)} padded places, {tokens} are allowed")
+    assert batches == make_batches(lengths, size, seed, tokens, chunk), (
+        "the same call gives other batches")
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,14 +49,14 @@ def test_every_row_is_in_exactly_one_batch_and_no_batch_is_too_large(lengths, si
 def test_without_a_token_limit_only_the_last_batch_is_smaller(lengths, size):
     for seed in (None, 1):
         counts = sorted(map(len, make_batches(lengths, size, seed)), reverse=True)
-        assert counts == [size] * (len(lengths) // size) + [len(lengths) % size
-                                                            ] * (len(lengths) % size > 0)
+        rest = len(lengths) % size
+        assert counts == [size] * (len(lengths) // size) + [rest] * (rest > 0)
 
 
 def test_a_token_limit_cuts_no_sooner_than_it_must():
     assert make_batches([2, 2, 2, 2, 2], 10, tokens=6) == [[0, 1, 2], [3, 4]]
-    assert make_batches([1, 2, 3, 9, 4], 10, tokens=8) == [[0, 1], [2, 4],
-                                                           [3]], "9 tokens are a batch of their own"
+    assert make_batches([1, 2, 3, 9, 4], 10, tokens=8) == [[0, 1], [2, 4], [3]], (
+        "9 tokens are a batch of their own")
 
 
 def test_the_seed_settles_the_order_and_every_epoch_has_another():
@@ -66,8 +65,8 @@ def test_the_seed_settles_the_order_and_every_epoch_has_another():
     again = [make_batches(lengths, 8, seed=f"0:{epoch}") for epoch in range(5)]
     assert epochs == again
     assert len({str(batches) for batches in epochs}) == 5, "two epochs come in the same order"
-    assert len({str(sorted(map(sorted, batches)))
-                for batches in epochs}) == 5, "the same rows meet in every epoch"
+    assert len({str(sorted(map(sorted, batches))) for batches in epochs}) == 5, (
+        "the same rows meet in every epoch")
     assert make_batches(lengths, 8, seed="1:0") != epochs[0], "the seed has no effect"
     longest = [max(lengths[row] for row in rows) for rows in epochs[0]]
     assert longest != sorted(longest), "batches come in order of length, short texts first"
@@ -89,15 +88,15 @@ def test_sorting_by_length_saves_padding():
     unsorted = places([rows[start:start + 32] for start in range(0, len(rows), 32)], lengths)
     shuffled, whole = (places(make_batches(lengths, 32, seed), lengths) for seed in (0, None))
     real = sum(lengths)
-    assert real <= whole < shuffled < 1.15 * real, f"{real} tokens need {whole} places sorted, {shuffled} in chunks"
+    assert real <= whole < shuffled < 1.15 * real, (
+        f"{real} tokens need {whole} places sorted, {shuffled} in chunks")
     assert unsorted > 1.5 * shuffled, f"random batches need {unsorted} places, ours {shuffled}"
 
 
 @st.composite
 def encoded_rows(draw):
-    rows = draw(
-        st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1)), min_size=1, max_size=7),
-                 min_size=1, max_size=6))
+    rows = draw(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1)),
+                                  min_size=1, max_size=7), min_size=1, max_size=6))
     return [tuple(map(list, zip(*row))) for row in rows]
 
 
@@ -108,15 +107,16 @@ def test_collate_pads_on_the_right_and_the_mask_alone_knows_where(encoded, pad_i
     labels = [row % 3 for row in range(len(encoded))]
     batch = collate(encoded, rows, pad_id, labels)
     width = max(len(encoded[row][0]) for row in rows)
-    assert batch.ids.shape == batch.mask.shape == batch.types.shape == (len(rows), width) and len(
-        batch.rows) == len(rows)
-    assert batch.ids.dtype == batch.mask.dtype == batch.types.dtype == batch.labels.dtype == torch.int64
+    assert (batch.ids.shape == batch.mask.shape == batch.types.shape == (len(rows), width)
+            and len(batch.rows) == len(rows))
+    assert (batch.ids.dtype == batch.mask.dtype == batch.types.dtype == batch.labels.dtype
+            == torch.int64)
     assert batch.rows == rows and batch.labels.tolist() == [labels[row] for row in rows]
     for place, row in enumerate(rows):
         ids, types = encoded[row]
         missing = width - len(ids)
-        assert batch.ids[place].tolist(
-        ) == ids + [pad_id or 0] * missing, "an id equal to the padding's must stay"
+        assert batch.ids[place].tolist() == ids + [pad_id or 0] * missing, (
+            "an id equal to the padding's must stay")
         assert batch.types[place].tolist() == types + [0] * missing
         assert batch.mask[place].tolist() == [1] * len(ids) + [0] * missing
 
@@ -130,16 +130,17 @@ def test_collate_without_labels_and_the_move_to_a_device():
     assert collate([([5], [0])], [0], labels=[2]).to("meta").labels.device.type == "meta"
 
 
-# ------------------------------------------------------------------------------------------------ the layout
+# --------------------------------------------------------------------------------------- the layout
 
-@pytest.mark.parametrize("mask", [[[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 1, 1]], [[1, 1], [1, 1]], [[1, 0, 1], [1, 1, 0]]])
+@pytest.mark.parametrize("mask", [[[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 1, 1]], [[1, 1], [1, 1]],
+                                  [[1, 0, 1], [1, 1, 0]]])
 def test_a_layout_is_what_the_mask_says(mask):
     layout, mask = Layout.from_mask(torch.tensor(mask), torch.tensor(mask)), torch.tensor(mask)
     assert layout.mask.dtype == torch.bool and layout.mask.tolist() == mask.bool().tolist()
-    assert layout.lengths.tolist() == [sum(row) for row in mask.tolist()] and layout.longest == max(
-        layout.lengths)
-    assert mask.flatten()[layout.indices].tolist() == [1] * int(
-        mask.sum()) and layout.token_types == 2
+    assert (layout.lengths.tolist() == [sum(row) for row in mask.tolist()]
+            and layout.longest == max(layout.lengths))
+    assert (mask.flatten()[layout.indices].tolist() == [1] * int(mask.sum())
+            and layout.token_types == 2)
     for row, positions in zip(mask.bool(), layout.position_ids):
         assert positions[row].tolist() == list(range(int(row.sum())))
     assert layout.no_padding == bool(mask.all())
@@ -156,11 +157,11 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.overloadpacket.__name__
-        by_mask = name.startswith(
-            ("index", "_index")) and isinstance(args[1], (list, tuple)) and any(
-                index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero",
-                    "masked_select") or by_mask:
+        by_mask = (name.startswith(("index", "_index")) and isinstance(args[1], (list, tuple))
+                   and any(index is not None and index.dtype in (torch.bool, torch.uint8)
+                           for index in args[1]))
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero",
+                               "masked_select"):
             self.seen.append(name)
         return operation(*args, **(kwargs or {}))
 
@@ -213,10 +214,10 @@ def test_a_batch_of_pairs_holds_first_sequences_and_then_second_ones(sizes):
     assert [task.sequences(pair) for pair in pairs] == rows
     batch = task.collate(pairs, range(len(rows)), 99, labels=list(range(len(rows)))).to("cpu")
     assert len(batch.ids) == 2 * len(rows), "not a row for each sequence"
-    assert batch.ids.shape[1] == max(n for each in sizes
-                                     for n in each[:2]), "room is kept for nothing"
-    assert batch.rows == batch.labels.tolist() == list(range(
-        len(rows))), "a pair is one row, with one label"
+    assert batch.ids.shape[1] == max(n for each in sizes for n in each[:2]), (
+        "room is kept for nothing")
+    assert batch.rows == batch.labels.tolist() == list(range(len(rows))), (
+        "a pair is one row, with one label")
     for row, sequences in enumerate(rows):
         for number, sequence in enumerate(sequences):
             place = number * len(rows) + row
@@ -228,16 +229,15 @@ def test_a_batch_of_pairs_holds_first_sequences_and_then_second_ones(sizes):
 def test_rows_of_one_sequence_are_collated_as_ever():
     rows = [([5, 6, 7], [0, 0, 1]), ([8], [0])]
     found, plain = Preference(["a", "b", "tie"]).collate(rows, range(2)), collate(rows, range(2))
-    assert all(
-        torch.equal(getattr(found, name), getattr(plain, name))
-        for name in ("ids", "mask", "types"))
+    assert all(torch.equal(getattr(found, name), getattr(plain, name))
+               for name in ("ids", "mask", "types"))
 
 
 def test_a_row_takes_the_places_of_its_longest_sequence_for_each():
     size = Preference(["a", "b", "tie"]).row_size
     assert size(([5] * 4, [0] * 4)) == batches_of.row_size(([5] * 4, [0] * 4)) == 4
-    assert size(Pair(([5] * 4, [0] * 4),
-                     ([5] * 9, [0] * 9))) == 18, "the first is padded to the second"
+    assert size(Pair(([5] * 4, [0] * 4), ([5] * 9, [0] * 9))) == 18, (
+        "the first is padded to the second")
 
 
 def test_rows_of_one_and_of_two_sequences_do_not_mix():

@@ -81,8 +81,8 @@ def error_of(call, capsys):
 
 
 def test_the_commands_are_listed_and_a_name_runs_one(monkeypatch, capsys):
-    assert list(
-        __main__.find_commands()) == COMMANDS, "a command is a file whose first line says so"
+    assert list(__main__.find_commands()) == COMMANDS, (
+        "a command is a file whose first line says so")
     monkeypatch.setattr(sys, "argv", ["minillmclf"])
     assert __main__.main() == 0
     out = capsys.readouterr().out
@@ -195,8 +195,8 @@ def test_what_is_kept_of_a_text_is_what_is_not_cut_off():
         assert train.parse(["--keep", keep]).truncation_side == side
         assert KEPT_END[side] == keep
         assert read_settings({"keep": keep}).decisive_under_old_names()["keep"] == keep
-    assert "keep" not in Settings().decisive_settings() and "multi_label" not in Settings(
-    ).decisive_under_old_names()
+    assert ("keep" not in Settings().decisive_settings()
+            and "multi_label" not in Settings().decisive_under_old_names())
 
 
 def test_a_bare_switch_means_on():
@@ -263,8 +263,9 @@ def test_the_methods_are_those_that_tuning_knows():
 
 
 def test_an_old_run_json_with_settings_that_were_ignored_loads(tmp_path):
-    """Before, --rank 4 --method full was taken and ignored; such a record means what it has done. A file
-    that a person wrote is held to the rule, and flags may take another method over a record."""
+    """Before, --rank 4 --method full was taken and ignored; such a record means what it has done. A
+    file that a person wrote is held to the rule, and flags may take another method over a
+    record."""
     old = {**vars(Settings()), "rank": 4, "adapter_size": 8}
     (tmp_path / "run.json").write_text(json.dumps({"settings": old, "finished": True}))
     assert vars(read_settings({}, tmp_path / "run.json")) == vars(Settings())

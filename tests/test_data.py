@@ -1,4 +1,4 @@
-"""Reading labelled data: a refusal names file, line and remedy; splits are deterministic and leak nothing."""
+"""Labelled data: a refusal names file, line and remedy; splits are deterministic, leak nothing."""
 import codecs
 import csv
 import dataclasses
@@ -33,8 +33,8 @@ def write(path: Path, content) -> Path:
 
 def write_rows(path: Path, rows, header=("text", "label")) -> Path:
     with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file,
-                   delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *rows])
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(
+            [header, *rows])
     return path
 
 
@@ -53,9 +53,8 @@ def texts_of(examples):
     ("spaces.csv", 'text, label\nhello,a\n"x, y", b\n')])
 def test_formats_agree(tmp_path, name, content):
     examples = read_examples(write(tmp_path / name, content))
-    assert [(e.texts, e.label)
-            for e in examples] == [(("hello", ), "a"),
-                                   (("x, y", ), "b")], f"{name} is read otherwise"
+    assert [(e.texts, e.label) for e in examples] == [(("hello",), "a"), (("x, y",), "b")], (
+        f"{name} is read otherwise")
 
 
 def test_example_is_frozen():
@@ -78,11 +77,11 @@ def test_file_that_is_not_there(tmp_path):
 
 
 def test_byte_order_mark(tmp_path):
-    for name, content in (("f.csv", "text,label\nx,a\n"), ("f.jsonl",
-                                                           '{"text": "x", "label": "a"}\n')):
+    for name, content in (("f.csv", "text,label\nx,a\n"),
+                          ("f.jsonl", '{"text": "x", "label": "a"}\n')):
         path = write(tmp_path / name, codecs.BOM_UTF8 + content.encode())
-        assert read_examples(path)[0].texts == (
-            "x", ), f"a byte order mark hides the first column of {name}"
+        assert read_examples(path)[0].texts == ("x",), (
+            f"a byte order mark hides the first column of {name}")
 
 
 def test_not_utf8(tmp_path):
@@ -109,11 +108,12 @@ def test_lone_surrogate(tmp_path):
 
 
 @pytest.mark.parametrize("name, content", [
-    ("e.csv", ""), ("e.tsv", "\n\n"), ("e.jsonl", "\n"), ("bom.csv", codecs.BOM_UTF8), ("h.csv", "text,label\n")])
+    ("e.csv", ""), ("e.tsv", "\n\n"), ("e.jsonl", "\n"), ("bom.csv", codecs.BOM_UTF8),
+    ("h.csv", "text,label\n")])
 def test_no_rows(tmp_path, name, content):
     path = write(tmp_path / name, content)
-    refused(lambda: read_examples(path), path, "no rows" if name == "h.csv" else "empty",
-            "add rows")
+    refused(lambda: read_examples(path), path,
+            "no rows" if name == "h.csv" else "empty", "add rows")
 
 
 @pytest.mark.parametrize("content, line, fields", [
@@ -137,8 +137,8 @@ def test_column_named_twice(tmp_path):
     refused(lambda: read_examples(path), path, "'text' twice", "rename")
 
 
-@pytest.mark.parametrize("bad", ['{"text": "x", "label"', "not json", "[1, 2]", '"a string"', "7", "null",
-                                 pytest.param("[" * 100000, id="deep")])
+@pytest.mark.parametrize("bad", ['{"text": "x", "label"', "not json", "[1, 2]", '"a string"', "7",
+                                 "null", pytest.param("[" * 100000, id="deep")])
 def test_malformed_json_line(tmp_path, bad):
     path = write(tmp_path / "f.jsonl", '{"text": "x", "label": "a"}\n\n' + bad + "\n")
     refused(lambda: read_examples(path), path, "line 3:", "one per line")
@@ -167,14 +167,13 @@ def test_row_is_the_line_where_the_record_starts(tmp_path):
 
 def test_pair_and_named_columns(tmp_path):
     path = write(tmp_path / "f.csv", "text_a,text_b,label,extra\n1,2,a,3\n")
-    assert read_examples(path) == [Example(("1", "2"), "a",
-                                           2)], "text_a and text_b are the default of a pair"
+    assert read_examples(path) == [Example(("1", "2"), "a", 2)], (
+        "text_a and text_b are the default of a pair")
     for columns in ("extra, text_b", ["extra", "text_b"], ("extra", "text_b")):
-        assert read_examples(path,
-                             columns)[0].texts == ("3",
-                                                   "2"), f"{columns!r} should be read in that order"
-    assert read_examples(path, "text_a,text_b,label", "extra")[0] == Example(("1", "2", "a"), "3",
-                                                                             2)
+        assert read_examples(path, columns)[0].texts == ("3", "2"), (
+            f"{columns!r} should be read in that order")
+    assert read_examples(path, "text_a,text_b,label", "extra")[0] == Example(
+        ("1", "2", "a"), "3", 2)
 
 
 def test_missing_column(tmp_path):
@@ -198,16 +197,15 @@ def test_senseless_text_columns(tmp_path, columns):
 
 def test_labels_are_optional_for_prediction_only(tmp_path):
     path = write(tmp_path / "f.csv", "text\nx\n\ny\n")
-    assert read_examples(
-        path, need_labels=False) == [Example(("x", ), None, 2),
-                                     Example(("y", ), None, 4)]
+    assert read_examples(path, need_labels=False) == [Example(("x",), None, 2),
+                                                      Example(("y",), None, 4)]
     assert read_examples(path, label_column="stars", need_labels=False)[0].label is None
     refused(lambda: read_examples(path), path, "'label'", "--label-column")
     path = write(tmp_path / "labelled.csv", "text,label\nx,a\n")
     assert read_examples(path, need_labels=False)[0].label == "a", "labels that are there are read"
     path = write(tmp_path / "gap.csv", "text,label\nx,a\ny,\n")
-    assert [e.label for e in read_examples(path, need_labels=False)
-            ] == ["a", None], "an empty label is no fault in prediction"
+    assert [e.label for e in read_examples(path, need_labels=False)] == ["a", None], (
+        "an empty label is no fault in prediction")
 
 
 # ---- labels
@@ -222,9 +220,8 @@ def test_label_names_in_json(tmp_path, value, name):
 
 def test_numbers_in_csv_are_names(tmp_path):
     path = write(tmp_path / "f.csv", "text,label\nx,1\ny,01\nz, 1 \n")
-    assert [e.label
-            for e in read_examples(path)] == ["1", "01",
-                                              "1"], "outer spaces are no part of a name; zeros are"
+    assert [e.label for e in read_examples(path)] == ["1", "01", "1"], (
+        "outer spaces are no part of a name; zeros are")
 
 
 @pytest.mark.parametrize("value", [
@@ -248,10 +245,10 @@ def test_json_text_must_be_text(tmp_path):
 
 
 def test_natural_order():
-    assert data.natural_order({"10", "b", "2", "A", "C", "-1",
-                               "1.5"}) == ["-1", "1.5", "2", "10", "A", "b", "C"]
-    assert data.natural_order(["b", "B", "a"]) == data.natural_order(["B", "a", "b"
-                                                                      ]) == ["a", "B", "b"]
+    assert data.natural_order({"10", "b", "2", "A", "C", "-1", "1.5"}) == ["-1", "1.5", "2", "10",
+                                                                           "A", "b", "C"]
+    assert data.natural_order(["b", "B", "a"]) == data.natural_order(["B", "a", "b"]) == [
+        "a", "B", "b"]
 
 
 def test_label_order_does_not_follow_the_file(tmp_path):
@@ -277,8 +274,8 @@ def test_empty_text(tmp_path):
 def test_split_column(tmp_path):
     for dev in ("dev", "validation", "valid", " Dev "):
         dataset = load_data(write(tmp_path / "f.csv", SMALL.replace("dev", dev)))
-        assert (len(dataset.train), len(dataset.dev),
-                len(dataset.test)) == (2, 1, 1), f"{dev!r} should mean dev"
+        assert (len(dataset.train), len(dataset.dev), len(dataset.test)) == (2, 1, 1), (
+            f"{dev!r} should mean dev")
     assert dataset.name == "f" and dataset.columns == ("text",) and dataset.labels == ["a", "b"]
     raw = (tmp_path / "f.csv").read_bytes()
     assert dataset.source["split"] == "column" and dataset.source["path"] == str(tmp_path / "f.csv")
@@ -306,8 +303,8 @@ def test_missing_dev_is_carved_from_train_never_from_test(tmp_path):
     for dataset in (by_column, load_data(tmp_path / "d")):
         assert len(dataset.test) == 40, "rows of test went elsewhere"
         assert len(dataset.dev) == 4 and Counter(e.label for e in dataset.dev) == {"a": 2, "b": 2}
-        assert texts_of(dataset.train) | texts_of(dataset.dev) == {(row[0], ) for row in rows
-                                                                   }, "train rows got lost"
+        assert texts_of(dataset.train) | texts_of(dataset.dev) == {(row[0],) for row in rows}, (
+            "train rows got lost")
         assert not texts_of(dataset.train) & texts_of(dataset.dev), "a dev text stands in train too"
         assert dataset.source["dev_from_train"]
 
@@ -319,10 +316,10 @@ def test_folder(tmp_path, dev):
           '{"text": "x", "label": "a"}' if dev.endswith("l") else "text,label\nx,a\n")
     write(tmp_path / "set.v1" / "train_meta.csv", "other\n1\n")
     dataset = load_data(tmp_path / "set.v1")
-    assert (len(dataset.train), len(
-        dataset.dev), dataset.test) == (2, 1, []) and dataset.name == "set.v1"
-    assert dataset.source["split"] == "files" and set(
-        dataset.source["sha256"]) == {"train.tsv", dev}
+    assert ((len(dataset.train), len(dataset.dev), dataset.test) == (2, 1, [])
+            and dataset.name == "set.v1")
+    assert (dataset.source["split"] == "files"
+            and set(dataset.source["sha256"]) == {"train.tsv", dev})
     assert not dataset.source["dev_from_train"]
 
 
@@ -389,12 +386,12 @@ def test_random_split_does_not_depend_on_the_order_of_rows(tmp_path):
     sizes = {"a": 100, "b": 50, "c": 3}
     found = []
     for shuffle in (1, 2):
-        dataset = load_data(write_rows(tmp_path / f"f{shuffle}.csv", some_rows(shuffle, sizes)),
-                            seed=7)
-        found.append(
-            [texts_of(examples) for examples in (dataset.train, dataset.dev, dataset.test)])
-        assert [e.row for e in dataset.train
-                ] == sorted(e.row for e in dataset.train), "a split keeps the file's order"
+        dataset = load_data(
+            write_rows(tmp_path / f"f{shuffle}.csv", some_rows(shuffle, sizes)), seed=7)
+        found.append([texts_of(examples)
+                      for examples in (dataset.train, dataset.dev, dataset.test)])
+        assert [e.row for e in dataset.train] == sorted(e.row for e in dataset.train), (
+            "a split keeps the file's order")
     assert found[0] == found[1], "the split depends on the order of the rows"
     assert dataset.source["split"] == "random" and dataset.source["seed"] == 7
     other = load_data(tmp_path / "f1.csv", seed=8)
@@ -405,12 +402,11 @@ def test_random_split_does_not_depend_on_the_order_of_rows(tmp_path):
 
 def test_random_split_is_the_same_on_every_machine_and_run(tmp_path):
     path = write_rows(tmp_path / "f.csv", [(f"t{i}", "ab"[i % 2]) for i in range(30)])
-    code = f"from minillmclf.text.data import load_data as load; print([e.texts[0] for e in load({str(path)!r}).test])"
-    found = {
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT,
-                       env=os.environ | {"PYTHONHASHSEED": seed}, text=True, capture_output=True,
-                       check=True).stdout.strip() for seed in ("1", "2")
-    }
+    code = ("from minillmclf.text.data import load_data as load; "
+            f"print([e.texts[0] for e in load({str(path)!r}).test])")
+    found = {subprocess.run([sys.executable, "-c", code], cwd=ROOT,
+                            env=os.environ | {"PYTHONHASHSEED": seed}, text=True,
+                            capture_output=True, check=True).stdout.strip() for seed in ("1", "2")}
     by_hash = {label: sorted((f"t{i}" for i in range(start, 30, 2)),
                              key=lambda text: hashlib.sha256(f'[0, "{text}"]'.encode()).hexdigest())
                for start, label in enumerate("ab")}
@@ -421,35 +417,34 @@ def test_random_split_is_the_same_on_every_machine_and_run(tmp_path):
 def test_random_split_is_stratified(tmp_path):
     sizes = {"a": 200, "b": 100, "c": 10, "d": 3, "e": 2, "f": 1}
     dataset = load_data(write_rows(tmp_path / "f.csv", some_rows(0, sizes)))
-    counts = [
-        Counter(e.label for e in examples)
-        for examples in (dataset.train, dataset.dev, dataset.test)
-    ]
+    counts = [Counter(e.label for e in examples)
+              for examples in (dataset.train, dataset.dev, dataset.test)]
     assert counts[0] == {"a": 160, "b": 80, "c": 8, "d": 1, "e": 2, "f": 1}
     assert counts[1] == counts[2] == {"a": 20, "b": 10, "c": 1, "d": 1}
     assert dataset.labels == list("abcdef")
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.tuples(st.sampled_from(["x", "X", " x", "y", "z z", "z  z", "w", "v", "u", "t"]),
-                               st.sampled_from("abc")), max_size=40),
+@given(rows=st.lists(
+    st.tuples(st.sampled_from(["x", "X", " x", "y", "z z", "z  z", "w", "v", "u", "t"]),
+              st.sampled_from("abc")), max_size=40),
        names=st.sampled_from([("dev",), ("dev", "test")]), seed=st.integers(0, 3))
 def test_hold_out_properties(rows, names, seed):
     examples = [Example((text,), label, i + 2) for i, (text, label) in enumerate(rows)]
     parts = data.hold_out(examples, names, seed)
-    assert sorted(e.row for part in parts.values()
-                  for e in part) == [e.row for e in examples], "rows lost or doubled"
+    assert sorted(e.row for part in parts.values() for e in part) == [e.row for e in examples], (
+        "rows lost or doubled")
     keys = [{data.text_key(e.texts) for e in part} for part in parts.values()]
     assert sum(map(len, keys)) == len(set().union(*keys)), "equal texts fall in different splits"
-    assert {e.label for e in parts["train"]} == {e.label
-                                                 for e in examples}, "a class is missing from train"
+    assert {e.label for e in parts["train"]} == {e.label for e in examples}, (
+        "a class is missing from train")
     labels = {}
     for e in examples:
         labels.setdefault(data.text_key(e.texts), set()).add(e.label)
     for label in "abc":
         if sum(its == {label} for its in labels.values()) > len(names):
-            assert all(label in {e.label for e in part}
-                       for part in parts.values()), f"{label} is missing from a split"
+            assert all(label in {e.label for e in part} for part in parts.values()), (
+                f"{label} is missing from a split")
 
 
 # ---- bundled sets
@@ -471,7 +466,8 @@ def test_bundled_set_is_found_from_any_directory(tmp_path, monkeypatch):
 
 
 def test_bundled_folder_is_the_package_s_own():
-    assert data.BUNDLED == ROOT / "minillmclf" / "datasets", "the bundled sets are looked for in another place"
+    assert data.BUNDLED == ROOT / "minillmclf" / "datasets", (
+        "the bundled sets are looked for in another place")
 
 
 def test_tickets(monkeypatch, tmp_path):
@@ -479,12 +475,11 @@ def test_tickets(monkeypatch, tmp_path):
         pytest.skip("minillmclf/datasets/tickets.csv is not there yet")
     monkeypatch.chdir(tmp_path)
     dataset = load_data("tickets")
-    assert dataset.name == "tickets" and dataset.source[
-        "split"] == "column" and dataset.columns == ("text", )
+    assert (dataset.name == "tickets" and dataset.source["split"] == "column"
+            and dataset.columns == ("text",))
     report = doctor.examine_data(dataset)
-    assert not any(
-        sum(n.values())
-        for n in report.shared.values()), f"tickets leaks between splits: {report.shared}"
+    assert not any(sum(n.values()) for n in report.shared.values()), (
+        f"tickets leaks between splits: {report.shared}")
 
 
 # ---- round trip
@@ -495,16 +490,16 @@ cells = st.one_of(cell, st.sampled_from(traps))
 name = cells.map(lambda text: "label " + text.strip() + "!")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(cells, cells, name), min_size=1, max_size=8),
        suffix=st.sampled_from([".csv", ".tsv", ".jsonl"]))
 def test_round_trip(tmp_path, rows, suffix):
     path = tmp_path / f"f{suffix}"
     if suffix == ".jsonl":
         records = [dict(zip(("text_a", "text_b", "label"), row)) for row in rows]
-        path.write_text(
-            "".join(json.dumps(r, ensure_ascii=i % 2 == 0) + "\n" for i, r in enumerate(records)),
-            encoding="utf-8", newline="")
+        path.write_text("".join(json.dumps(r, ensure_ascii=i % 2 == 0) + "\n"
+                                for i, r in enumerate(records)), encoding="utf-8", newline="")
     else:
         write_rows(path, rows, ("text_a", "text_b", "label"))
     found = [(*example.texts, example.label) for example in read_examples(path)]
@@ -527,8 +522,8 @@ def test_doctor_counts_by_hand():
     assert report.classes == {"a": {"train": 4, "dev": 1, "test": 1, "share": 4 / 6},
                               "b": {"train": 2, "dev": 1, "test": 2, "share": 2 / 6}}
     assert report.imbalance == 2
-    assert report.repeated == {"train": 1, "dev": 0,
-                               "test": 0}, "case and white space make no other text"
+    assert report.repeated == {"train": 1, "dev": 0, "test": 0}, (
+        "case and white space make no other text")
     assert report.contradicting == {"train": 1, "dev": 0, "test": 0}
     assert report.shared == {"train/dev": {"same_label": 1, "conflicting": 1},
                              "train/test": {"same_label": 0, "conflicting": 2},
@@ -540,19 +535,18 @@ def test_doctor_counts_by_hand():
                    "2 text(s) of train stand in test too", "remove them from train",
                    "2 class(es) (a, b) with fewer than 5 train rows"):
         assert remedy in text, f"no warning says {remedy!r}: {text}"
-    assert json.loads(json.dumps(
-        report.as_dict())) == report.as_dict(), "as_dict is not ready for JSON"
+    assert json.loads(json.dumps(report.as_dict())) == report.as_dict(), (
+        "as_dict is not ready for JSON")
 
 
 def test_doctor_is_silent_on_clean_data():
     train = [(f"train {i}", "ab"[i % 2]) for i in range(20)]
     report = doctor.examine_data(made(train, [("d0", "a"), ("d1", "b")], []), max_length=10)
     assert report.warnings == [], "a warning without a fault"
-    assert "over 10 words: truncated      0    0     0" in report.lines(
-    ), "truncated rows are printed, also when 0"
-    assert not any(
-        "truncated" in line
-        for line in doctor.examine_data(made(train)).lines()), "no max_length, no truncation"
+    assert "over 10 words: truncated      0    0     0" in report.lines(), (
+        "truncated rows are printed, also when 0")
+    assert not any("truncated" in line for line in doctor.examine_data(made(train)).lines()), (
+        "no max_length, no truncation")
 
 
 @pytest.mark.parametrize("large, warned", [(25, False), (26, True)])
@@ -569,34 +563,33 @@ def test_doctor_classes_without_rows():
     report = doctor.examine_data(made(rows, [("d", "a")], [], labels="abc"))
     assert report.imbalance is None, "a class without a train row has no ratio"
     text = "\n".join(report.warnings)
-    assert "2 class(es) (b, c) with fewer than 5" in text and "2 class(es) (b, c) without a dev row" in text
+    assert ("2 class(es) (b, c) with fewer than 5" in text
+            and "2 class(es) (b, c) without a dev row" in text)
     assert "test row" not in text, "an absent test split is no fault"
 
 
 def test_doctor_lengths():
     train = [(f"t {i}", "ab"[i % 2]) for i in range(100)]
-    report = doctor.examine_data(made(train),
-                                 lengths={"train": list(range(1, 101)), "dev": [],
-                                          "test": []}, max_length=90)
-    assert report.lengths == {"train": {"p50": 50, "p90": 90, "p99": 99, "max": 100}
-                              } and report.unit == "tokens"
-    assert report.truncated == {"train": 10, "dev": 0,
-                                "test": 0}, "a row of max_length tokens is not truncated"
+    report = doctor.examine_data(
+        made(train), lengths={"train": list(range(1, 101)), "dev": [], "test": []}, max_length=90)
+    assert (report.lengths == {"train": {"p50": 50, "p90": 90, "p99": 99, "max": 100}}
+            and report.unit == "tokens")
+    assert report.truncated == {"train": 10, "dev": 0, "test": 0}, (
+        "a row of max_length tokens is not truncated")
     assert any("10 train row(s) exceed 90 tokens and get truncated: raise" in w
                for w in report.warnings)
     assert "tokens, p50                   50    -     -" in report.lines()
     words = doctor.examine_data(made([(("one two", "three"), "a"), (("x", ""), "b")]), max_length=2)
-    assert words.unit == "words" and words.lengths["train"][
-        "max"] == 3, "the texts of a row count together"
+    assert words.unit == "words" and words.lengths["train"]["max"] == 3, (
+        "the texts of a row count together")
     assert words.truncated["train"] == 1 and any("counted in words" in w for w in words.warnings)
     odd = doctor.examine_data(made(train[:3]), lengths={"train": [30, 10, 20]}).lengths["train"]
-    assert odd == {"p50": 20, "p90": 30, "p99": 30,
-                   "max": 30}, "a percentile is the nearest rank from above"
+    assert odd == {"p50": 20, "p90": 30, "p99": 30, "max": 30}, (
+        "a percentile is the nearest rank from above")
     with pytest.raises(ValueError, match=r"lengths\['train'\] has 3 numbers for 100 rows"):
         doctor.examine_data(made(train), lengths={"train": [1, 2, 3]})
-    json.dumps(
-        doctor.examine_data(made(train), lengths={"train": np.arange(100)},
-                            max_length=50).as_dict())
+    json.dumps(doctor.examine_data(made(train), lengths={"train": np.arange(100)},
+                                   max_length=50).as_dict())
 
 
 def test_doctor_lines_are_ascii_and_aligned():
@@ -606,10 +599,10 @@ def test_doctor_lines_are_ascii_and_aligned():
     lines = report.lines()
     assert all(line.isascii() and "\n" not in line for line in lines), "a line is not plain ASCII"
     table = lines[2:2 + 2 + len(names)]
-    assert len({len(line) for line in table if line.endswith("%")}
-               | {len(table[0])}) == 1, f"not aligned: {table}"
-    assert sum(line.startswith("all ")
-               for line in table) == 2, "a class named 'all' and the sum are two lines"
+    assert len({len(line) for line in table if line.endswith("%")} | {len(table[0])}) == 1, (
+        f"not aligned: {table}")
+    assert sum(line.startswith("all ") for line in table) == 2, (
+        "a class named 'all' and the sum are two lines")
 
 
 # ---- real data
@@ -622,7 +615,7 @@ def test_real_folders():
         dataset = load_data(
             folder, "prompt,response_a,response_b" if folder.name.startswith("pref_") else None)
         report = doctor.examine_data(dataset, max_length=512)
-        assert report.rows["train"] > 1000 and not any(
-            report.empty.values()), f"{folder.name} is read otherwise"
+        assert report.rows["train"] > 1000 and not any(report.empty.values()), (
+            f"{folder.name} is read otherwise")
         assert sum(n["train"] for n in report.classes.values()) == report.rows["train"]
         assert all(line.isascii() for line in report.lines())

@@ -1,9 +1,11 @@
-"""Are GPT-2, LLaMA, Mistral, Qwen 2 and 3, and Gemma 1, 2, 3 what transformers says they are, and would the tests notice if not?
+"""Are GPT-2, LLaMA, Mistral, Qwen 2 and 3, and Gemma 1, 2, 3 what transformers says they are, and
+would the tests notice if not?
 
-As in test_models.py: ten stored models with what transformers computed in float64 (reference/make_decoders.py), and
-transformers itself on random configurations, where it is installed. Known-wrong variants must fail, each at its layer.
-Then what needs no reference: padding, batch mates, no look ahead, attention by hand, refusals. Where the folder shared/
-stands beside the checkout, two models that really learnt something must still do it.
+As in test_models.py: ten stored models with what transformers computed in float64
+(reference/make_decoders.py), and transformers itself on random configurations, where it is
+installed. Known-wrong variants must fail, each at its layer. Then what needs no reference: padding,
+batch mates, no look ahead, attention by hand, refusals. Where the folder shared/ stands beside the
+checkout, two models that really learnt something must still do it.
 """
 
 import functools
@@ -44,7 +46,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"
 FP32 = fp32(width=48, depth=5)    # embeddings, three blocks, head
 
 
-# ------------------------------------------------------------------------------------------------ parity
+# ------------------------------------------------------------------------------------------- parity
 
 def load(folder):
     """(the classifier or the body that a folder holds, its body); no tokenizer is needed."""
@@ -52,8 +54,8 @@ def load(folder):
     if "score.weight" not in checkpoint:
         model = load_backbone(folder)
         return model, model
-    body, labels = build_backbone(checkpoint, lm_head=False), list(
-        "abcdef")[:checkpoint.shapes["score.weight"][0]]
+    body = build_backbone(checkpoint, lm_head=False)
+    labels = list("abcdef")[:checkpoint.shapes["score.weight"][0]]
     model = Classifier(body, build_head(checkpoint.config["model_type"], body, len(labels)), None,
                        SingleLabel(labels), 9)
     model.report = load_parameters(model, checkpoint, model.rename_table())
@@ -67,7 +69,7 @@ def next_token_loss(body, ids, mask):
 
 
 def compute(folder, batch, dtype=torch.float32):
-    """What our model in `folder` computes for a batch: (every step, logits, loss; gradients by our paths; its table)."""
+    """Ours in `folder` on a batch -> (every step, logits, loss; gradients by our paths; table)."""
     model, body = load(folder)
     model.to(dtype)
     ids, mask, table = batch["ids"], batch["mask"], model.rename_table()
@@ -85,18 +87,16 @@ def compute(folder, batch, dtype=torch.float32):
 
 
 def compare(found, expected, tolerance):
-    """None, or the first step of what make_decoders.run computed that `compute` found otherwise; gradients last. tolerance:
-    in parts of a step's largest number."""
+    """None, or the first step of what make_decoders.run computed that `compute` found otherwise;
+    gradients last. tolerance: in parts of a step's largest number."""
     ours, gradients, table = found
-    steps = [
-        "embeddings", *sorted(name for name in expected if name.startswith("layer ")), "norm",
-        "logits", "loss"
-    ]
+    steps = ["embeddings", *sorted(name for name in expected if name.startswith("layer ")), "norm",
+             "logits", "loss"]
     wanted = {table.path_of(name.removeprefix("gradient of ")): gradient
               for name, gradient in expected.items() if name.startswith("gradient of ")}
     assert len(wanted) > 10, "gradients of every kind are compared"
-    return (first_difference(ours, {name: expected[name]
-                                    for name in steps}, tolerance, relative=True)
+    in_order = {name: expected[name] for name in steps}
+    return (first_difference(ours, in_order, tolerance, relative=True)
             or first_difference(gradients, wanted, 1e-4, relative=True))
 
 
@@ -120,24 +120,26 @@ def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
 def test_the_stored_batches_are_ragged_and_the_weights_exaggerated(stored):
     for name, batch in stored.items():
         lengths = batch["mask"].sum(1)
-        assert len(set(
-            lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
+        assert len(set(lengths.tolist())) >= 3, (
+            f"{name}: padding could be wrong unseen, lengths are {lengths}")
         model, body = load(MODELS / name)
-        assert lengths.max() > 2 * (body.config.get("sliding_window")
-                                    or 0), f"{name}: the window is wider than the texts"
+        assert lengths.max() > 2 * (body.config.get("sliding_window") or 0), (
+            f"{name}: the window is wider than the texts")
         for norm in (module for module in model.modules()
                      if isinstance(module, (nn.LayerNorm, RMSNorm, GemmaNorm))):
             apart = (norm.weight - getattr(norm, "neutral", 1.0)).abs().mean()
             assert apart > 0.1, f"{name}: neutral weights hide a norm that is left out"
 
 
-# ------------------------------------------------------------------------------------------------ random models
+# ------------------------------------------------------------------------------------ random models
 
 KINDS = {                                                # model_type -> classes of transformers
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"), "llama": ("LlamaConfig", "LlamaForCausalLM"),
-    "mistral": ("MistralConfig", "MistralForCausalLM"), "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+    "mistral": ("MistralConfig", "MistralForCausalLM"),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"), "gemma": ("GemmaConfig", "GemmaForCausalLM"),
-    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"), "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     "gemma3": ("Gemma3Config", "Gemma3ForConditionalGeneration"),
 }
 VISION = dict(model_type="siglip_vision_model", hidden_size=4, intermediate_size=4,
@@ -146,27 +148,27 @@ VISION = dict(model_type="siglip_vision_model", hidden_size=4, intermediate_size
 
 def gpt2_numbers(draw):
     heads = draw(st.integers(1, 4))
-    return dict(
-        vocab_size=draw(st.integers(20, 40)), n_head=heads, n_embd=heads * draw(st.integers(2, 7)),
-        n_layer=draw(st.integers(1, 3)), n_positions=draw(st.integers(14, 20)),
-        n_inner=draw(st.sampled_from([None, 9, 24])), scale_attn_weights=draw(st.booleans()),
-        scale_attn_by_inverse_layer_idx=draw(st.booleans()),
-        tie_word_embeddings=draw(st.booleans()),
-        layer_norm_epsilon=draw(st.sampled_from([1e-5, 1e-2])), bos_token_id=None,
-        eos_token_id=None, activation_function=draw(
-            st.sampled_from(["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh"])))
+    return dict(vocab_size=draw(st.integers(20, 40)), n_head=heads,
+                n_embd=heads * draw(st.integers(2, 7)), n_layer=draw(st.integers(1, 3)),
+                n_positions=draw(st.integers(14, 20)), n_inner=draw(st.sampled_from([None, 9, 24])),
+                scale_attn_weights=draw(st.booleans()),
+                scale_attn_by_inverse_layer_idx=draw(st.booleans()),
+                tie_word_embeddings=draw(st.booleans()),
+                layer_norm_epsilon=draw(st.sampled_from([1e-5, 1e-2])),
+                bos_token_id=None, eos_token_id=None,
+                activation_function=draw(st.sampled_from(
+                    ["gelu", "relu", "gelu_new", "silu", "gelu_pytorch_tanh"])))
 
 
 def rope_numbers(draw):
     """One rotation, as transformers' rope_parameters."""
-    theta, kind = {"rope_theta": draw(st.sampled_from([7.0, 100.0, 1e4]))
-                   }, draw(st.sampled_from(sorted(rotary.ROPE_NUMBERS)))
-    numbers = {
-        "default": {}, "linear": {"factor": draw(st.sampled_from([2.0, 8.0]))},
-        "llama3": dict(factor=8.0, low_freq_factor=draw(st.sampled_from([0.5, 1.0])),
-                       high_freq_factor=draw(st.sampled_from([2.0, 4.0])),
-                       original_max_position_embeddings=draw(st.sampled_from([8, 32])))
-    }
+    theta = {"rope_theta": draw(st.sampled_from([7.0, 100.0, 1e4]))}
+    kind = draw(st.sampled_from(sorted(rotary.ROPE_NUMBERS)))
+    numbers = {"default": {}, "linear": {"factor": draw(st.sampled_from([2.0, 8.0]))},
+               "llama3": dict(
+                   factor=8.0, low_freq_factor=draw(st.sampled_from([0.5, 1.0])),
+                   high_freq_factor=draw(st.sampled_from([2.0, 4.0])),
+                   original_max_position_embeddings=draw(st.sampled_from([8, 32])))}
     return theta | numbers[kind] | {"rope_type": kind}
 
 
@@ -186,9 +188,9 @@ def numbers(draw, kind):
     if kind == "llama":
         config |= dict(attention_bias=draw(st.booleans()), mlp_bias=draw(st.booleans()),
                        hidden_act=draw(st.sampled_from(["silu", "gelu", "relu"])))
-        config["head_dim"] = draw(st.sampled_from([
-            config["head_dim"], None
-        ])) if config["hidden_size"] % (2 * heads * groups) == 0 else config["head_dim"]
+        config["head_dim"] = (draw(st.sampled_from([config["head_dim"], None]))
+                              if config["hidden_size"] % (2 * heads * groups) == 0
+                              else config["head_dim"])
     if kind in ("mistral", "gemma2", "gemma3_text"):
         config["sliding_window"] = draw(st.integers(1, 9))
     if kind.startswith("qwen"):
@@ -197,9 +199,8 @@ def numbers(draw, kind):
                        use_sliding_window=draw(st.booleans()),
                        hidden_act=draw(st.sampled_from(["silu", "gelu"])))
         if config["use_sliding_window"]:
-            config["layer_types"] = draw(
-                st.none()
-                | st.lists(st.sampled_from(sorted(LAYER_TYPES)), min_size=layers, max_size=layers))
+            config["layer_types"] = draw(st.none() | st.lists(st.sampled_from(sorted(LAYER_TYPES)),
+                                                              min_size=layers, max_size=layers))
     if kind == "qwen3":
         config["attention_bias"] = draw(st.booleans())
     if kind == "mistral":
@@ -208,31 +209,29 @@ def numbers(draw, kind):
         config["attention_bias"] = draw(st.booleans())
     if kind in ("gemma2", "gemma3_text"):
         config["query_pre_attn_scalar"] = draw(st.integers(1, 30))
-        config["layer_types"] = draw(
-            st.none()
-            | st.lists(st.sampled_from(sorted(LAYER_TYPES)), min_size=layers, max_size=layers))
+        config["layer_types"] = draw(st.none() | st.lists(st.sampled_from(sorted(LAYER_TYPES)),
+                                                          min_size=layers, max_size=layers))
     if kind == "gemma2":
         config |= dict(attn_logit_softcapping=draw(st.sampled_from([None, 1.5, 50.0])),
                        final_logit_softcapping=draw(st.sampled_from([None, 3.0])))
     if kind == "gemma3_text":
         config["sliding_window_pattern"] = draw(st.integers(2, 4))
-        config["rope_parameters"] = {
-            "full_attention": rope_numbers(draw), "sliding_attention": rope_numbers(draw)
-        }
+        config["rope_parameters"] = {"full_attention": rope_numbers(draw),
+                                     "sliding_attention": rope_numbers(draw)}
     return config
 
 
 def spell_as_before(folder, word):
-    """Rewrite a config.json's rope_parameters as older versions have it; word: "type" or "rope_type"."""
+    """Rewrite rope_parameters of config.json as older versions do; word: "type" or "rope_type"."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     inner = config.get("text_config", config)
     rope = inner.pop("rope_parameters")
     if "full_attention" in rope:
-        assert rope["sliding_attention"][
-            "rope_type"] == "default", "the old spelling has no place for another"
-        inner["rope_local_base_freq"], rope = rope["sliding_attention"]["rope_theta"], rope[
-            "full_attention"]
+        assert rope["sliding_attention"]["rope_type"] == "default", (
+            "the old spelling has no place for another")
+        inner["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     inner["rope_theta"], kind = rope.pop("rope_theta"), rope.pop("rope_type")
     inner["rope_scaling"] = None if kind == "default" else rope | {word: kind}
     path.write_text(json.dumps(config))
@@ -249,7 +248,8 @@ def build(transformers, kind, fields):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data(), seed=st.integers(0, 2**31))
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.too_slow])
 def test_random_models_are_those_of_transformers(kind, data, seed):
     transformers = imported("transformers")
     from reference import make_decoders
@@ -262,8 +262,8 @@ def test_random_models_are_those_of_transformers(kind, data, seed):
         st.lists(st.integers(1, 14), min_size=1, max_size=4).filter(lambda found: max(found) > 1))
     ids, mask = make_decoders.random_batch(fields["vocab_size"], seed, lengths)
     rope = fields.get("rope_parameters", {})
-    old = kind != "gpt2" and rope.get("sliding_attention",
-                                      {"rope_type": "default"})["rope_type"] == "default"
+    sliding = rope.get("sliding_attention", {"rope_type": "default"})
+    old = kind != "gpt2" and sliding["rope_type"] == "default"
     with tempfile.TemporaryDirectory() as folder:
         with may_refuse():
             model.save_pretrained(folder)
@@ -276,13 +276,11 @@ def test_random_models_are_those_of_transformers(kind, data, seed):
     assert found is None, f"{kind}: {found}"
 
 
-CLASSES = {
-    "gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification",
-    "mistral": "MistralForSequenceClassification", "qwen2": "Qwen2ForSequenceClassification",
-    "qwen3": "Qwen3ForSequenceClassification", "gemma": "GemmaForSequenceClassification",
-    "gemma2": "Gemma2ForSequenceClassification",
-    "gemma3_text": "Gemma3TextForSequenceClassification"
-}
+CLASSES = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification",
+           "mistral": "MistralForSequenceClassification",
+           "qwen2": "Qwen2ForSequenceClassification", "qwen3": "Qwen3ForSequenceClassification",
+           "gemma": "GemmaForSequenceClassification", "gemma2": "Gemma2ForSequenceClassification",
+           "gemma3_text": "Gemma3TextForSequenceClassification"}
 
 
 def plain(kind, **more):
@@ -319,7 +317,8 @@ def test_scores_are_those_of_transformers(kind, side, tmp_path):
         ours, body = load(tmp_path)
         found = ours.head(body(ids, mask), mask)
     apart = (found - theirs).abs().max() / theirs.abs().max()
-    assert apart <= FP32, f"{kind}: other scores than {CLASSES[kind]}, padded on the {side}: {apart:.2g} apart"
+    assert apart <= FP32, (
+        f"{kind}: other scores than {CLASSES[kind]}, padded on the {side}: {apart:.2g} apart")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -335,8 +334,8 @@ def test_left_padding_is_that_of_transformers_with_positions_said(kind, tmp_path
         theirs = model(input_ids=ids, attention_mask=mask,
                        position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
     ours = load_backbone(tmp_path)
-    apart = (ours.logits(ours(ids, mask)) -
-             theirs)[mask.bool()].abs().max() / theirs[mask.bool()].abs().max()
+    apart = ((ours.logits(ours(ids, mask)) - theirs)[mask.bool()].abs().max()
+             / theirs[mask.bool()].abs().max())
     assert apart <= FP32, f"{kind}: left padding changes the positions, {apart:.2g} apart"
 
 
@@ -349,15 +348,16 @@ def test_what_is_saved_is_read_here_and_by_transformers(name, tmp_path, stored):
     save_backbone(body, tmp_path)
     logits = body.logits(body(ids, mask))[mask.bool()]
     again = load_backbone(tmp_path)
-    assert torch.equal(again.logits(again(ids, mask))[mask.bool()],
-                       logits), f"{name}: saved and loaded, another model"
+    assert torch.equal(again.logits(again(ids, mask))[mask.bool()], logits), (
+        f"{name}: saved and loaded, another model")
     theirs, report = loaded(transformers.AutoModelForCausalLM.from_pretrained, tmp_path,
                             attn_implementation="eager", output_loading_info=True)
     with may_refuse():
         expected = theirs.eval()(input_ids=ids, attention_mask=mask).logits[mask.bool()]
     assert not report["missing_keys"] and not report["unexpected_keys"], f"{name}: {report}"
     apart = (expected - logits).abs().max() / logits.abs().max()
-    assert apart <= FP32, f"{name}: transformers reads another model from our files, {apart:.2g} apart"
+    assert apart <= FP32, (
+        f"{name}: transformers reads another model from our files, {apart:.2g} apart")
     if model is not body:
         kind = body.ARCHITECTURES["classifier"]
         write_checkpoint(tmp_path, body.source_config | {"architectures": [kind]},
@@ -376,28 +376,25 @@ def test_the_loss_is_that_of_transformers(name, stored):
     with may_refuse():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
             MODELS / name, attn_implementation="eager").eval()
-        loss = theirs(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0,
-                                                                                 -100)).loss
+        loss = theirs(input_ids=ids, attention_mask=mask,
+                      labels=ids.masked_fill(mask == 0, -100)).loss
     model = load_backbone(MODELS / name)
-    ways = {
-        "written out": next_token_loss(model, ids, mask),
-        "in training": causal_lm_loss(model, ids, mask)
-    }
+    ways = {"written out": next_token_loss(model, ids, mask),
+            "in training": causal_lm_loss(model, ids, mask)}
     for way, found in ways.items():
-        assert abs(found.item() - loss.item(
-        )) <= FP32 * loss.item(), f"{name}: the loss {way} is {found}, transformers' is {loss}"
+        assert abs(found.item() - loss.item()) <= FP32 * loss.item(), (
+            f"{name}: the loss {way} is {found}, transformers' is {loss}")
 
 
-# ------------------------------------------------------------------------------------------------ would it be noticed?
+# ----------------------------------------------------------------------------- would it be noticed?
 
 def reads(patch, cls, **changes):
-    """Let `cls` read other numbers from config.json than stand there; a change may be a function of the fields."""
+    """Let `cls` read other numbers from config.json than stand there; a change may be a function of
+    the fields."""
     read = cls.config_fields.__func__
-    patch.setattr(
-        cls, "config_fields",
-        classmethod(lambda c, *given: (fields := read(c, *given)) | {
-            key: change(fields) if callable(change) else change for key, change in changes.items()
-        }))
+    patch.setattr(cls, "config_fields", classmethod(
+        lambda c, *given: (fields := read(c, *given))
+        | {key: change(fields) if callable(change) else change for key, change in changes.items()}))
 
 
 def erf_gelu(patch):
@@ -451,10 +448,10 @@ def neighbours_rotated(patch):
 
 def rotated_backwards_for_keys(patch):
     heads = LlamaLayer.rotated_heads
-    patch.setattr(
-        LlamaLayer, "rotated_heads", lambda self, x, rows, turn:
-        (heads(self, x, rows, turn)[0], heads(self, x, rows, (turn[0], -turn[1]))[1],
-         heads(self, x, rows, turn)[2]))
+    patch.setattr(LlamaLayer, "rotated_heads",
+                  lambda self, x, rows, turn: (heads(self, x, rows, turn)[0],
+                                               heads(self, x, rows, (turn[0], -turn[1]))[1],
+                                               heads(self, x, rows, turn)[2]))
 
 
 def scaling_of_the_rotation_ignored(patch):
@@ -602,11 +599,11 @@ def window_in_all_layers(patch):
 
 GPTS, ROTATED = ("gpt2_lm", "gpt2_classifier"), tuple(name for name in STORED if "gpt2" not in name)
 QWENS = ("qwen2_lm", "qwen3_lm")
-WITH_WINDOW, GEMMAS = ("mistral_lm", "gemma2_lm", "gemma3_lm"), ("gemma_classifier", "gemma2_lm",
-                                                                 "gemma3_lm")
+WITH_WINDOW = ("mistral_lm", "gemma2_lm", "gemma3_lm")
+GEMMAS = ("gemma_classifier", "gemma2_lm", "gemma3_lm")
 WRONG = [
-    *((wrong, name, "layer 0") for name in GPTS
-      for wrong in (erf_gelu, square_matrices_not_transposed, keys_for_queries, post_norm)),
+    *((wrong, name, "layer 0") for name in GPTS for wrong in (
+        erf_gelu, square_matrices_not_transposed, keys_for_queries, post_norm)),
     *((positions_one_late, name, "embeddings") for name in GPTS),
     (same_scale_in_all_layers, "gpt2_lm", "layer 1"),
     *((other_eps, name, "layer 0") for name in STORED),
@@ -617,15 +614,13 @@ WRONG = [
       for name in ("llama_lm", "qwen3_lm", "gemma2_lm", "gemma3_lm")),
     *((wrong, "llama_lm", "layer 0")
       for wrong in (scaling_of_the_rotation_ignored, all_speeds_slowed_alike)),
-    (own_head_ignored, "llama_lm", "logits"),
-    (own_head_ignored, "qwen3_lm", "logits"),
-    (biases_left_out, "qwen2_lm", "layer 0"),
-    (biases_left_out, "qwen2_classifier", "layer 0"),
+    (own_head_ignored, "llama_lm", "logits"), (own_head_ignored, "qwen3_lm", "logits"),
+    (biases_left_out, "qwen2_lm", "layer 0"), (biases_left_out, "qwen2_classifier", "layer 0"),
     *((wrong, "qwen3_lm", "layer 0")
       for wrong in (queries_and_keys_not_normalised, normalised_after_the_rotation,
                     query_and_key_norms_exchanged)),
-    *((wrong, name, "layer 0") for name in QWENS
-      for wrong in (window_in_the_lower_layers, window_in_all_layers)),
+    *((wrong, name, "layer 0")
+      for name in QWENS for wrong in (window_in_the_lower_layers, window_in_all_layers)),
     *((wrong, name, "layer 1") for name in QWENS
       for wrong in (window_one_wider, window_one_narrower, no_window)),
     *((wrong, name, "layer 0") for name in WITH_WINDOW
@@ -636,9 +631,9 @@ WRONG = [
     *((wrong, "gemma2_lm", "layer 0")
       for wrong in (attention_not_capped, capped_after_the_mask, pattern_shifted)),
     (scores_not_capped, "gemma2_lm", "logits"),
-    *((wrong, name, "layer 0") for name in GEMMAS[1:]
-      for wrong in (scaled_by_the_head, norms_before_and_after_exchanged, post_norms_missing,
-                    post_norm_after_the_sum)),
+    *((wrong, name, "layer 0") for name in GEMMAS[1:] for wrong in (
+        scaled_by_the_head, norms_before_and_after_exchanged, post_norms_missing,
+        post_norm_after_the_sum)),
     (pattern_shifted, "gemma3_lm", "layer 1"),
     *((wrong, "gemma3_lm", "layer 0")
       for wrong in (one_base_for_all, queries_and_keys_not_normalised,
@@ -647,25 +642,25 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("wrong, name, step", [pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
+@pytest.mark.parametrize("wrong, name, step",
+                         [pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
 def test_known_wrong_variants_fail_at_their_layer(wrong, name, step, stored, monkeypatch):
     wrong(monkeypatch)
     found = parity(name, stored)
-    assert found is not None, f"{wrong.__name__} is not noticed: the stored {name} cannot tell it from the right model"
-    assert found.startswith(
-        step + " differs"), f"{wrong.__name__} should be seen first at {step}, but {found}"
+    assert found is not None, (
+        f"{wrong.__name__} is not noticed: the stored {name} cannot tell it from the right model")
+    assert found.startswith(step + " differs"), (
+        f"{wrong.__name__} should be seen first at {step}, but {found}")
 
 
 def test_an_own_head_is_not_taken_for_a_copy(monkeypatch):
     reads(monkeypatch, Llama, tie_word_embeddings=True)
-    with pytest.raises(
-            InputError,
-            match="lm_head.weight' should be tied to word_embeddings.weight, but its values differ"
-    ):
+    with pytest.raises(InputError, match="lm_head.weight' should be tied to "
+                       "word_embeddings.weight, but its values differ"):
         load_backbone(MODELS / "llama_lm")
 
 
-# ------------------------------------------------------------------------------------------------ padding and order
+# -------------------------------------------------------------------------------- padding and order
 
 def states(model, texts, side="right", pad=0, width=None):
     """Hidden states of the real tokens of each text of a batch: [(T, D), ...]."""
@@ -675,10 +670,8 @@ def states(model, texts, side="right", pad=0, width=None):
 
 def random_texts(model, lengths, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(model.config["vocab_size"], (length, ), generator=draw).tolist()
-        for length in lengths
-    ]
+    return [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist()
+            for length in lengths]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, 1e-12)])
@@ -687,7 +680,7 @@ def random_texts(model, lengths, seed=0):
 def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
     model = load(MODELS / name)[1].to(dtype)
     texts = random_texts(model, (5, 14, 1, 8))
-    texts[0][2] = texts[1][-1] = texts[3][0] = 0  # a text may hold the pad id
+    texts[0][2] = texts[1][-1] = texts[3][0] = 0                        # a text may hold the pad id
     assert_padding_changes_nothing(name, functools.partial(states, model), texts, tolerance)
 
 
@@ -701,14 +694,14 @@ def test_no_token_sees_a_later_one(name):
         changed = ids.clone()
         changed[:, place] = (ids[:, place] + 1) % model.config["vocab_size"]
         found = model.logits(model(changed, torch.ones_like(ids)))
-        assert torch.equal(
-            found[:, :place],
-            base[:, :place]), f"{name}: token {place} changed, and what is before it moved"
-        assert not torch.equal(found[:, place],
-                               base[:, place]), f"{name}: token {place} changed and nothing noticed"
+        assert torch.equal(found[:, :place], base[:, :place]), (
+            f"{name}: token {place} changed, and what is before it moved")
+        assert not torch.equal(found[:, place], base[:, place]), (
+            f"{name}: token {place} changed and nothing noticed")
 
 
-@pytest.mark.parametrize("name, reach", [("gpt2_lm", 13), ("llama_lm", 13), ("mistral_lm", 7), ("gemma2_lm", 13)])
+@pytest.mark.parametrize("name, reach", [
+    ("gpt2_lm", 13), ("llama_lm", 13), ("mistral_lm", 7), ("gemma2_lm", 13)])
 @torch.inference_mode()
 def test_how_far_back_a_token_sees(name, reach):
     """Each of Mistral's two layers reaches 3 tokens back; one of Gemma 2's three sees all."""
@@ -720,8 +713,8 @@ def test_how_far_back_a_token_sees(name, reach):
         changed[0, other] = (ids[0, other] + 1) % model.config["vocab_size"]
         if not torch.equal(model(changed, torch.ones_like(ids))[0, place], base):
             seen.append(place - other)
-    assert len(seen) == reach and max(
-        seen) == reach - 1, f"{name}: the last token sees those {seen} places before it"
+    assert len(seen) == reach and max(seen) == reach - 1, (
+        f"{name}: the last token sees those {seen} places before it")
 
 
 def random_rows(lengths, side, heads, groups, width, seed):
@@ -732,33 +725,35 @@ def random_rows(lengths, side, heads, groups, width, seed):
     return rows, *(torch.randn(size, generator=draw, dtype=torch.float64) * 3 for size in sizes)
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]),
-       heads=st.integers(1, 3), groups=st.integers(1, 3), width=st.integers(1, 5), scale=st.sampled_from([None, 0.1, 1.5]),
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+       side=st.sampled_from(["left", "right"]), heads=st.integers(1, 3),
+       groups=st.integers(1, 3), width=st.integers(1, 5), scale=st.sampled_from([None, 0.1, 1.5]),
        window=st.sampled_from([1, 2, 5, math.inf]), seed=st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_attention_is_attention_by_hand(lengths, side, heads, groups, width, scale, window, seed):
     rows, q, k, v = random_rows(lengths, side, heads, groups, width, seed)
     fast = causal_attention(q, k, v, rows, window, scale=scale)
     slow = attention_by_hand(q, k, v, rows, rows.causal_mask(window), scale)
-    assert (fast - slow).abs().max(
-    ) <= 1e-12, "the fast attention is not the one that the explicit steps define"
+    assert (fast - slow).abs().max() <= 1e-12, (
+        "the fast attention is not the one that the explicit steps define")
     scale = width ** -0.5 if scale is None else scale
     for cap, apart in ((None, 1e-12), (1e6, 1e-6)):
         capped = gemma.capped_attention(rows.pad_heads(q), *rows.keys_values(k, v),
                                         rows.causal_mask(window), scale, cap, 0.0)
-        assert (rows.merge_heads(capped) -
-                slow).abs().max() <= apart, f"attention with the cap {cap} is not attention"
+        assert (rows.merge_heads(capped) - slow).abs().max() <= apart, (
+            f"attention with the cap {cap} is not attention")
 
 
 @pytest.mark.parametrize("mask, plain", [
-    ([[1, 1, 1, 1], [1, 1, 1, 1]], True), ([[1, 1, 1, 1], [1, 0, 0, 0]], True), ([[1, 1, 1, 1], [0, 1, 1, 1]], False),
+    ([[1, 1, 1, 1], [1, 1, 1, 1]], True), ([[1, 1, 1, 1], [1, 0, 0, 0]], True),
+    ([[1, 1, 1, 1], [0, 1, 1, 1]], False),
     ([[1, 1, 1, 1], [1, 1, 0, 1]], False), ([[1, 1, 0, 1], [1, 1, 0, 1]], False)])
 @pytest.mark.parametrize("window", [math.inf, 4, 3])
 def test_attention_without_a_mask_is_attention_with_one(mask, plain, window):
-    """Full, padded on the right, on the left, with a hole: without a mask only where it would be a triangle."""
+    """Full, padded right, padded left, with a hole: no mask only where it would be a triangle."""
     rows = Rows(torch.tensor(mask))
-    assert rows.is_triangle(window) == (
-        plain and window >= 4), "a window that is shorter than the texts needs a mask"
+    assert rows.is_triangle(window) == (plain and window >= 4), (
+        "a window that is shorter than the texts needs a mask")
     q, k, v = torch.randn(3, int(rows.mask.sum()), 2, 8, dtype=torch.float64,
                           generator=torch.Generator().manual_seed(0))
     slow = attention_by_hand(q, k, v, rows, rows.causal_mask(window))
@@ -771,11 +766,11 @@ def test_what_a_window_of_three_sees():
     seen = rows.causal_mask(3)[:, 0].int().tolist()
     assert seen[0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0],
                        [0, 0, 1, 1, 1]]
-    assert seen[1][3:] == [[0, 0, 0, 1, 0], [0, 0, 0, 1,
-                                             1]], "padding on the left is no token before the first"
+    assert seen[1][3:] == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]], (
+        "padding on the left is no token before the first")
 
 
-# ------------------------------------------------------------------------------------------------ rotation, norms, dropout
+# ------------------------------------------------------------------------- rotation, norms, dropout
 
 @pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 10.0},
                                   {"rope_type": "linear", "rope_theta": 10.0, "factor": 3.0}])
@@ -784,18 +779,17 @@ def test_a_rotation_is_that_of_its_formula_and_tells_distances_only(rope):
     x, y = torch.randn(2, 4, 3, 6, generator=draw, dtype=torch.float64)
     places = torch.tensor([0, 1, 5, 40])
     turned = rotary.rotate(x, *rotary.cos_sin(rope, 6, places, x.dtype))
-    pairs, speed = torch.complex(x[..., :3],
-                                 x[...,
-                                   3:]), 10.0**(-torch.arange(3) / 3) / rope.get("factor", 1.0)
-    by_hand = pairs * torch.polar(
-        torch.ones(4, 1, 3).double(), (places[:, None, None] * speed).double())
-    assert (turned - torch.cat(
-        (by_hand.real, by_hand.imag), -1)).abs().max() <= 1e-5, "not theta ** (-2i / d) a position"
-    products = [(rotary.rotate(x, *rotary.cos_sin(rope, 6, places + far, x.dtype)) *
-                 rotary.rotate(y, *rotary.cos_sin(rope, 6, places + far + 2, x.dtype))).sum(-1)
+    pairs = torch.complex(x[..., :3], x[..., 3:])
+    speed = 10.0 ** (-torch.arange(3) / 3) / rope.get("factor", 1.0)
+    by_hand = pairs * torch.polar(torch.ones(4, 1, 3).double(),
+                                  (places[:, None, None] * speed).double())
+    assert (turned - torch.cat((by_hand.real, by_hand.imag), -1)).abs().max() <= 1e-5, (
+        "not theta ** (-2i / d) a position")
+    products = [(rotary.rotate(x, *rotary.cos_sin(rope, 6, places + far, x.dtype))
+                 * rotary.rotate(y, *rotary.cos_sin(rope, 6, places + far + 2, x.dtype))).sum(-1)
                 for far in (0, 17)]
-    assert (products[0] -
-            products[1]).abs().max() <= 1e-4, "a product should depend on the distance alone"
+    assert (products[0] - products[1]).abs().max() <= 1e-4, (
+        "a product should depend on the distance alone")
 
 
 def test_llama3_keeps_fast_pairs_and_slows_slow_ones():
@@ -805,39 +799,39 @@ def test_llama3_keeps_fast_pairs_and_slows_slow_ones():
     ratio, turns = rotary.rotation_speeds(rope, 128) / plain, plain * 8192 / (2 * math.pi)
     assert (ratio[turns > 4] == 1).all() and torch.allclose(ratio[turns < 1], torch.tensor(1 / 8))
     between = ratio[(turns > 1) & (turns < 4)]
-    assert len(between) > 3 and (between.diff()
-                                 < 0).all() and between.min() > 1 / 8 and between.max() < 1
+    assert (len(between) > 3 and (between.diff() < 0).all() and between.min() > 1 / 8
+            and between.max() < 1)
 
 
 def test_no_rotation_is_a_parameter_or_a_buffer():
     for name in ROTATED:
-        assert not list(load(
-            MODELS / name)[1].buffers()), f"{name}: a buffer is a value that no file fills"
+        assert not list(load(MODELS / name)[1].buffers()), (
+            f"{name}: a buffer is a value that no file fills")
 
 
 def test_fresh_norms_of_gemma_multiply_with_one():
     model = initialise_weights(Gemma.from_config(plain("gemma")), 0)
     assert not model.layers[0].attention_norm.weight.any() and not model.final_norm.weight.any()
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(model.final_norm(x),
-                          RMSNorm(12, 1e-6)(x)), "1 + 0 times the normalised vector"
+    assert torch.allclose(model.final_norm(x), RMSNorm(12, 1e-6)(x)), (
+        "1 + 0 times the normalised vector")
 
 
 def test_gemma_rounds_its_factor_with_the_weights():
     transformers = imported("transformers")
     model = Gemma.from_config(plain("gemma")).to(torch.bfloat16)
     with torch.no_grad(), may_refuse():
-        theirs = transformers.GemmaForCausalLM(transformers.GemmaConfig(
-            **plain("gemma"))).to(torch.bfloat16)
+        config = transformers.GemmaConfig(**plain("gemma"))
+        theirs = transformers.GemmaForCausalLM(config).to(torch.bfloat16)
         model.word_embeddings.weight.copy_(theirs.model.embed_tokens.weight)
         theirs.model.norm.weight.uniform_(-1, 1)
         model.final_norm.weight.copy_(theirs.model.norm.weight)
         ids = torch.arange(30).view(1, 30)
-        found, expected = model.embed(ids,
-                                      Rows(torch.ones_like(ids))), theirs.model.embed_tokens(ids)[0]
+        found = model.embed(ids, Rows(torch.ones_like(ids)))
+        expected = theirs.model.embed_tokens(ids)[0]
         assert torch.equal(found, expected), "in bf16 the embeddings should be the same bits"
-        assert torch.equal(model.final_norm(found),
-                           theirs.model.norm(expected)), "in bf16 the norm should be the same bits"
+        assert torch.equal(model.final_norm(found), theirs.model.norm(expected)), (
+            "in bf16 the norm should be the same bits")
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -859,20 +853,18 @@ def test_dropout_acts_in_training_only():
     ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
     for cls, config, key in cases:
         model = initialise_weights(cls.from_config(config | {key: 0.5}), 0, 0.5)
-        assert not torch.equal(model.train()(ids, mask), model(
-            ids, mask)), f"{cls.__name__}: {key} does nothing in training"
-        assert torch.equal(model.eval()(ids, mask),
-                           model(ids, mask)), f"{cls.__name__}: {key} acts in evaluation"
+        assert not torch.equal(model.train()(ids, mask), model(ids, mask)), (
+            f"{cls.__name__}: {key} does nothing in training")
+        assert torch.equal(model.eval()(ids, mask), model(ids, mask)), (
+            f"{cls.__name__}: {key} acts in evaluation")
 
 
-# ------------------------------------------------------------------------------------------------ other spellings
+# ---------------------------------------------------------------------------------- other spellings
 
 def rewritten(folder, source, names, more=None, config=None):
-    """A copy of a stored model with tensors renamed by `names`, tensors added, and another config.json."""
-    tensors = {
-        names(name): tensor
-        for name, tensor in load_file(MODELS / source / "model.safetensors").items()
-    }
+    """A stored model with tensors renamed by `names`, tensors added, and another config.json."""
+    tensors = {names(name): tensor
+               for name, tensor in load_file(MODELS / source / "model.safetensors").items()}
     save_file(tensors | (more or {}), folder / "model.safetensors", metadata={"format": "pt"})
     config = config or json.loads((MODELS / source / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config))
@@ -884,7 +876,8 @@ def same(model, name):
     return torch.equal(model(ids, torch.ones_like(ids)), other(ids, torch.ones_like(ids)))
 
 
-@pytest.mark.parametrize("name, prefix", [("gpt2_lm", "transformer."), ("mistral_lm", "model."), ("gemma2_lm", "model.")])
+@pytest.mark.parametrize("name, prefix", [
+    ("gpt2_lm", "transformer."), ("mistral_lm", "model."), ("gemma2_lm", "model.")])
 def test_files_without_a_prefix(name, prefix, tmp_path):
     assert same(rewritten(tmp_path, name, lambda tensor: tensor.removeprefix(prefix)), name)
 
@@ -901,40 +894,36 @@ def test_what_old_files_hold_besides_is_dropped(tmp_path):
 
 def test_a_copy_of_the_embeddings_may_stand_in_the_file(tmp_path):
     words = load_file(MODELS / "gpt2_lm" / "model.safetensors")["transformer.wte.weight"]
-    assert list(rewritten(tmp_path, "gpt2_lm", str,
-                          {"lm_head.weight": words.clone()}).report.tied) == ["lm_head.weight"]
+    assert (list(rewritten(tmp_path, "gpt2_lm", str, {"lm_head.weight": words.clone()}).report.tied)
+            == ["lm_head.weight"])
     with pytest.raises(InputError, match="should be tied"):
         rewritten(tmp_path, "gpt2_lm", str, {"lm_head.weight": words + 1})
     words = load_file(MODELS / "gemma3_lm" / "model.safetensors")["model.embed_tokens.weight"]
     copy = "language_model.lm_head.weight"
-    assert list(
-        rewritten(tmp_path, "gemma3_lm", "language_model.{}".format,
-                  {copy: words.clone()}).report.tied) == [copy]
+    assert list(rewritten(tmp_path, "gemma3_lm", "language_model.{}".format,
+                          {copy: words.clone()}).report.tied) == [copy]
 
 
 @pytest.mark.parametrize("spelling", ["old", "new", "body"])
 def test_the_text_part_of_files_that_also_see(spelling, tmp_path):
-    prefix, sight = {
-        "old": ("language_model.model.", ""), "new": ("model.language_model.", "model."),
-        "body": ("language_model.", "")
-    }[spelling]
+    prefix, sight = {"old": ("language_model.model.", ""),
+                     "new": ("model.language_model.", "model."),
+                     "body": ("language_model.", "")}[spelling]
     more = {sight + "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2),
             sight + "multi_modal_projector.mm_input_projection_weight": torch.ones(2, 2)}
     inner = json.loads((MODELS / "gemma3_lm" / "config.json").read_text())
     names = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
-    outer = {
-        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
-        "vision_config": VISION, "text_config": inner, "mm_tokens_per_image": 1,
-        "image_token_index": 40, "boi_token_index": 41, "eoi_token_index": 42,
-        "eos_token_id": [1, 44], **names
-    }
-    model = rewritten(tmp_path, "gemma3_lm", lambda tensor: prefix + tensor.removeprefix("model."),
-                      more, outer)
+    outer = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+             "vision_config": VISION, "text_config": inner, "mm_tokens_per_image": 1,
+             "image_token_index": 40, "boi_token_index": 41, "eoi_token_index": 42,
+             "eos_token_id": [1, 44], **names}
+    model = rewritten(tmp_path, "gemma3_lm",
+                      lambda tensor: prefix + tensor.removeprefix("model."), more, outer)
     assert same(model, "gemma3_lm") and sorted(model.report.dropped) == sorted(more)
-    assert model.source_config["model_type"] == "gemma3_text" and model.source_config[
-        "eos_token_id"] == [1, 44]
-    assert model.source_config["id2label"] == names[
-        "id2label"], "the names of the classes stand outside the text part"
+    assert (model.source_config["model_type"] == "gemma3_text"
+            and model.source_config["eos_token_id"] == [1, 44])
+    assert model.source_config["id2label"] == names["id2label"], (
+        "the names of the classes stand outside the text part")
     save_backbone(model, tmp_path)
     assert same(load_backbone(tmp_path), "gemma3_lm"), "saved, it is a text model"
     with pytest.raises(InputError, match="audio_config = .* .unknown"):
@@ -951,35 +940,37 @@ def test_a_text_part_that_leaves_all_sizes_out_has_those_of_transformers():
     assert ours["rope"] == theirs["rope_parameters"]
 
 
-@pytest.mark.parametrize("kind, cls", [("gpt2", GPT2), ("llama", Llama), ("mistral", Mistral), ("qwen2", Qwen2),
-                                       ("qwen3", Qwen3), ("gemma", Gemma), ("gemma2", Gemma2)])
+@pytest.mark.parametrize("kind, cls", [
+    ("gpt2", GPT2), ("llama", Llama), ("mistral", Mistral), ("qwen2", Qwen2), ("qwen3", Qwen3),
+    ("gemma", Gemma), ("gemma2", Gemma2)])
 def test_defaults_are_those_of_transformers(kind, cls):
     transformers = imported("transformers")
     with may_refuse():
         theirs = getattr(transformers, KINDS[kind][0])().to_dict()
     sizes = {key: theirs[key] for key, default in cls.FIELDS.items() if default is REQUIRED}
     with torch.device("meta"):
-        ours = cls.from_config({"model_type": kind, **sizes}
-                               | ({"n_layer": 1} if kind == "gpt2" else {})).config
+        ours = cls.from_config(
+            {"model_type": kind, **sizes} | ({"n_layer": 1} if kind == "gpt2" else {})).config
     theirs |= {"n_inner": 3072, "n_layer": 1} if kind == "gpt2" else {}
-    theirs |= {"head_dim": theirs["hidden_size"] //
-               theirs["num_attention_heads"]} if kind == "qwen2" else {}
+    theirs |= ({"head_dim": theirs["hidden_size"] // theirs["num_attention_heads"]}
+               if kind == "qwen2" else {})
     for key in cls.FIELDS:
         expected = theirs.get(key, theirs.get("hidden_activation"))
-        assert ours[
-            key] == expected, f"{kind}: {key} is {ours[key]!r} here, {expected!r} in transformers"
+        assert ours[key] == expected, (
+            f"{kind}: {key} is {ours[key]!r} here, {expected!r} in transformers")
     assert kind == "gpt2" or ours["rope"] == theirs["rope_parameters"]
 
 
 @pytest.mark.parametrize("given, found", [
-    ({}, "gelu_pytorch_tanh"), ({"hidden_act": "gelu"}, "gelu_pytorch_tanh"), ({"hidden_act": "relu"}, "relu"),
+    ({}, "gelu_pytorch_tanh"),
+    ({"hidden_act": "gelu"}, "gelu_pytorch_tanh"), ({"hidden_act": "relu"}, "relu"),
     ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, "gelu_pytorch_tanh"),
     ({"hidden_act": "gelu_pytorch_tanh", "hidden_activation": None}, "gelu_pytorch_tanh")])
 def test_the_gate_of_gemma_goes_by_two_names(given, found):
     assert Gemma.config_fields(plain("gemma") | given, "config.json")["hidden_act"] == found
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------------------- what is refused
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=8)
@@ -993,8 +984,8 @@ REFUSED = [
     (Llama, dict(num_key_value_heads=3), "2 is not a multiple of "),
     (Llama, dict(num_key_value_heads=0), "num_key_value_heads = 0"),
     (Llama, dict(head_dim=3), "head_dim 3 is odd"),
-    (Llama, dict(head_dim=None,
-                 num_attention_heads=5), "12 is not a multiple of num_attention_heads 5"),
+    (Llama, dict(head_dim=None, num_attention_heads=5),
+     "12 is not a multiple of num_attention_heads 5"),
     (Llama, dict(hidden_act="glu"), "hidden_act = 'glu' is not supported"),
     (Llama, dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5"),
     (Llama, dict(rope_parameters={"partial_rotary_factor": 0.5}),
@@ -1011,8 +1002,8 @@ REFUSED = [
      "rope_type of the rotary embedding is given twice"),
     (Llama, dict(rope_theta=10.0, rope_parameters={"rope_theta": 20.0}),
      "rope_theta of .* twice, as 20.0 and as 10.0"),
-    (Llama, dict(rope_parameters={"rope_type": "default"},
-                 rope_scaling=LLAMA3), "rope_type of .* given twice"),
+    (Llama, dict(rope_parameters={"rope_type": "default"}, rope_scaling=LLAMA3),
+     "rope_type of .* given twice"),
     (Llama, dict(rope_scaling=7), "7 should be an object"),
     (Llama, dict(rope_theta=0), "rope_theta = 0"),
     (Mistral, dict(sliding_window=0), "sliding_window = 0"),
@@ -1025,8 +1016,8 @@ REFUSED = [
     (Qwen2, dict(max_window_layers=1.5), "max_window_layers = 1.5"),
     (Qwen2, dict(sliding_window=0), "sliding_window = 0"),
     (Qwen2, dict(use_sliding_window=1), "use_sliding_window = 1 .should be true or false"),
-    (Qwen2, dict(use_sliding_window=False,
-                 layer_types=["sliding_attention"] * 2), "there is no window: use_sliding_window"),
+    (Qwen2, dict(use_sliding_window=False, layer_types=["sliding_attention"] * 2),
+     "there is no window: use_sliding_window"),
     (Qwen3, dict(sliding_window=None, layer_types=["sliding_attention"] * 2), "there is no window"),
     (Qwen2, dict(layer_types=["full_attention"]), "names 1 layers, num_hidden_layers is 2"),
     (Qwen2, dict(layer_types=["full_attention", "chunked"]),
@@ -1050,18 +1041,17 @@ REFUSED = [
     (Gemma3, dict(use_bidirectional_attention=True), "use_bidirectional_attention"),
     (Gemma3, dict(rope_parameters={"rope_theta": 10.0}),
      "one object for full_attention and one for sliding_attention"),
-    (Gemma3, dict(rope_parameters={"full_attention": {"rope_theta": 5.0}},
-                  rope_theta=6.0), "rope_theta of .* given twice"),
-    (Gemma3, dict(sliding_window_pattern=2,
-                  _sliding_window_pattern=3), "sliding_window_pattern and _sliding_window_pattern"),
+    (Gemma3, dict(rope_parameters={"full_attention": {"rope_theta": 5.0}}, rope_theta=6.0),
+     "rope_theta of .* given twice"),
+    (Gemma3, dict(sliding_window_pattern=2, _sliding_window_pattern=3),
+     "sliding_window_pattern and _sliding_window_pattern"),
 ]
-KIND_OF = {
-    GPT2: "gpt2", Llama: "llama", Mistral: "mistral", Qwen2: "qwen2", Qwen3: "qwen3",
-    Gemma: "gemma", Gemma2: "gemma2", Gemma3: "gemma3_text"
-}
+KIND_OF = {GPT2: "gpt2", Llama: "llama", Mistral: "mistral", Qwen2: "qwen2", Qwen3: "qwen3",
+           Gemma: "gemma", Gemma2: "gemma2", Gemma3: "gemma3_text"}
 
 
-@pytest.mark.parametrize("cls, change, message", [pytest.param(*r, id=f"{r[0].__name__}-{i}") for i, r in enumerate(REFUSED)])
+@pytest.mark.parametrize("cls, change, message", [
+    pytest.param(*r, id=f"{r[0].__name__}-{i}") for i, r in enumerate(REFUSED)])
 def test_what_is_not_built_is_refused_by_name(cls, change, message):
     cls.from_config(plain(KIND_OF[cls]))
     with pytest.raises(InputError, match=message) as error:
@@ -1082,15 +1072,14 @@ def test_an_untied_body_alone_has_no_logits(tmp_path):
     tensors = load_file(MODELS / "llama_lm" / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-            InputError,
-            match="no language-model head: load one that was saved with it .LlamaForCausalLM"):
+    with pytest.raises(InputError, match="no language-model head: load one that was saved with it "
+                       ".LlamaForCausalLM"):
         load_backbone(tmp_path).logits(torch.zeros(1, 24))
 
 
 def test_reorder_and_upcast_is_the_same_maths(tmp_path, stored):
-    config = json.loads(
-        (MODELS / "gpt2_lm" / "config.json").read_text()) | {"reorder_and_upcast_attn": True}
+    config = (json.loads((MODELS / "gpt2_lm" / "config.json").read_text())
+              | {"reorder_and_upcast_attn": True})
     transformers = imported("transformers")
     ids, mask = stored["gpt2_lm"]["ids"], stored["gpt2_lm"]["mask"]
     ours = rewritten(tmp_path, "gpt2_lm", str, config=config)
@@ -1098,19 +1087,18 @@ def test_reorder_and_upcast_is_the_same_maths(tmp_path, stored):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path, attn_implementation="eager").eval()
         assert theirs.transformer.h[0].attn.reorder_and_upcast_attn
-        expected, found = theirs(input_ids=ids,
-                                 attention_mask=mask).logits, ours.logits(ours(ids, mask))
+        expected = theirs(input_ids=ids, attention_mask=mask).logits
+        found = ours.logits(ours(ids, mask))
         apart = (found - expected)[mask.bool()].abs().max() / expected[mask.bool()].abs().max()
     assert apart <= FP32, f"{apart:.2g} apart"
 
 
-# ------------------------------------------------------------------------------------------------ models that learnt
+# ------------------------------------------------------------------------------- models that learnt
 
 def real(name):
     if not (SHARED / name).exists():
-        pytest.skip(
-            f"{name} is a real model that does not travel with the code: put it into shared/weights/"
-        )
+        pytest.skip(f"{name} is a real model that does not travel with the code: put it into "
+                    "shared/weights/")
     return SHARED / name, load_backbone(SHARED / name)
 
 
@@ -1118,10 +1106,8 @@ def real(name):
 def continued(model, ids, count):
     """ids (B, T) and the `count` likeliest next tokens, each computed anew -> (B, T + count)."""
     for _ in range(count):
-        ids = torch.cat([
-            ids,
-            model.logits(model(ids, torch.ones_like(ids))[:, -1]).argmax(-1, keepdim=True)
-        ], 1)
+        last = model(ids, torch.ones_like(ids))[:, -1]
+        ids = torch.cat([ids, model.logits(last).argmax(-1, keepdim=True)], 1)
     return ids
 
 
@@ -1137,11 +1123,10 @@ def test_a_real_gpt2_has_the_activations_that_its_authors_published():
     folder, model = real("gpt-nano-sort")
     golden = load_file(folder / "golden_activations.safetensors")
     steps = trace(model, golden["idx"], torch.ones_like(golden["idx"]))
-    ours = {
-        "x": steps["embeddings"], "ln_f": steps["hidden"], "lm_head": model.logits(steps["hidden"])
-    }
-    ours |= {f"block{i}": steps[f"layer {i}"]
-             for i in range(3)} | {"probs": ours["lm_head"].softmax(-1)}
+    ours = {"x": steps["embeddings"], "ln_f": steps["hidden"],
+            "lm_head": model.logits(steps["hidden"])}
+    ours |= ({f"block{i}": steps[f"layer {i}"] for i in range(3)}
+             | {"probs": ours["lm_head"].softmax(-1)})
     ours = {name: tensor.view(golden[name].shape).detach() for name, tensor in ours.items()}
     found = first_difference(ours, {name: golden[name] for name in ours}, 1e-5)
     assert found is None, f"not what the original model computed: {found}"
@@ -1152,6 +1137,6 @@ def test_a_real_llama_tells_its_story():
     sentencepiece = pytest.importorskip("sentencepiece",
                                         reason="its tokenizer is a SentencePiece model")
     ids = continued(model, torch.tensor([[1]]), 200)[0].tolist()
-    text = sentencepiece.SentencePieceProcessor(model_file=str(folder /
-                                                               "tokenizer.model")).decode(ids)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    text = processor.decode(ids)
     assert text == (folder / "expected_greedy_200.txt").read_text(encoding="utf-8")

@@ -27,16 +27,17 @@ SAME = ("model.safetensors", "config.json", "metrics.jsonl", "predictions.csv")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A model, data.jsonl with a column split, whole.jsonl without, pairs.jsonl, and `run`, a run on data.jsonl by the command."""
+    """A model, data.jsonl with a column split, whole.jsonl without, pairs.jsonl, and `run`, a run
+    on data.jsonl by the command."""
     folder = tmp_path_factory.mktemp("python")
     small.bert_folder(folder / "bert")
     small.data_file(folder / "data.csv")
     with open(folder / "data.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for name, lines in {
-            "data": rows, "whole": [{"text": r["text"], "label": r["label"]} for r in rows],
-            "pairs": [{"text_a": r["text"], "text_b": "a rose", "label": r["label"]} for r in rows]
-    }.items():
+    for name, lines in {"data": rows,
+                        "whole": [{"text": r["text"], "label": r["label"]} for r in rows],
+                        "pairs": [{"text_a": r["text"], "text_b": "a rose", "label": r["label"]}
+                                  for r in rows]}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines),
                                               encoding="utf-8")
     command(folder, "data", folder / "run")
@@ -49,10 +50,8 @@ def command(place, name, out, **more):
 
 
 def rows_of(place, name):
-    return [
-        json.loads(line)
-        for line in (place / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    return [json.loads(line)
+            for line in (place / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def assert_same_run(one, other):
@@ -68,7 +67,8 @@ def assert_same_run(one, other):
 
 
 class Frame:
-    """What fine_tune needs of a DataFrame, for machines without pandas: iterating gives names, a column is an array."""
+    """What fine_tune needs of a DataFrame, for machines without pandas: iterating gives names, a
+    column is an array."""
 
     def __init__(self, columns):
         self.columns, self.values = np.array(list(columns), dtype=object), columns
@@ -92,9 +92,8 @@ def test_rows_in_memory_make_the_run_that_the_command_makes_of_a_file(place, tmp
     lines = []
     model = fine_tune(place / "bert", data, tmp_path / "run", lines.append, **QUICK)
     assert_same_run(place / "run", tmp_path / "run")
-    assert lines == [
-        json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    assert lines == [json.loads(line)
+                     for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
     texts = ["a rose in the soil", "soup"]
     probabilities = model.predict(texts)
     assert (probabilities == Classifier.load(place / "run").predict(texts)).all()
@@ -111,14 +110,14 @@ def test_a_list_without_splits_is_split_as_its_file_is(place, tmp_path):
 def test_pairs_and_a_path_are_as_by_the_command(place, tmp_path):
     command(place, "pairs", tmp_path / "file", method="lora", rank=2)
     data = [((row["text_a"], row["text_b"]), row["label"]) for row in rows_of(place, "pairs")]
-    model = fine_tune(str(place / "bert"), data, tmp_path / "list", method="lora", rank=np.int64(2),
-                      **QUICK)
+    model = fine_tune(str(place / "bert"), data, tmp_path / "list", method="lora",
+                      rank=np.int64(2), **QUICK)
     fine_tune(place / "bert", place / "pairs.jsonl", tmp_path / "path",
               config=tmp_path / "file" / "run.json")
     for out in ("list", "path"):
         for name in ("metrics.jsonl", "predictions.csv", "adapter/adapter_model.safetensors"):
-            assert (tmp_path / out / name).read_bytes() == (tmp_path / "file" /
-                                                            name).read_bytes(), (out, name)
+            expected = (tmp_path / "file" / name).read_bytes()
+            assert (tmp_path / out / name).read_bytes() == expected, (out, name)
     assert model.predict([("soup", "a rose")]).shape == (1, 3)
 
 
@@ -151,11 +150,11 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_loaded(place, tmp_path, cap
     with pytest.raises(InputError, match="holds a run with another sha256 of the data"):
         fine_tune(place / "bert", data[:-1], tmp_path / "run", save_every=1, **QUICK)
     fine_tune(place / "bert", data, tmp_path / "run", **QUICK)
-    assert (tmp_path / "run" /
-            "model.safetensors").read_bytes() == (place / "run" / "model.safetensors").read_bytes()
+    assert ((tmp_path / "run" / "model.safetensors").read_bytes()
+            == (place / "run" / "model.safetensors").read_bytes())
     model = fine_tune(place / "bert", data, tmp_path / "run", seen.append, **QUICK)
-    assert seen == [] and (model.predict(["soup"]) == Classifier.load(place / "run").predict(
-        ["soup"])).all()
+    assert (seen == []
+            and (model.predict(["soup"]) == Classifier.load(place / "run").predict(["soup"])).all())
     fine_tune(place / "bert", data[:-1], tmp_path / "run", seen.append, overwrite=True, **QUICK)
     assert len(seen) == 2
     with pytest.raises(SystemExit) as end:
@@ -169,11 +168,11 @@ def test_ctrl_c_saves_the_state_and_is_heard(place, tmp_path):
     for out, words in ((tmp_path / "run", "saved in .*; the same call goes on"),
                        (None, "nothing is kept")):
         with pytest.raises(KeyboardInterrupt, match=words):
-            fine_tune(place / "bert", data, out, lambda line: os.kill(os.getpid(), signal.SIGINT),
-                      **QUICK)
+            fine_tune(place / "bert", data, out,
+                      lambda line: os.kill(os.getpid(), signal.SIGINT), **QUICK)
     fine_tune(place / "bert", data, tmp_path / "run", **QUICK)
-    assert (tmp_path / "run" /
-            "model.safetensors").read_bytes() == (place / "run" / "model.safetensors").read_bytes()
+    assert ((tmp_path / "run" / "model.safetensors").read_bytes()
+            == (place / "run" / "model.safetensors").read_bytes())
 
 
 def test_a_thread_may_train(place):
@@ -192,10 +191,13 @@ def test_a_thread_may_train(place):
     ([("a", "x"), (1.5, "x")], "line 2: should be .text, label.*, is .1.5, 'x'."),
     (["ab"], "line 1: should be .text, label.*, is 'ab'"),
     ([(tuple("abcd"), "x")], "line 1: should be"), ([], "there are none"),
-    ({"text": ["a"], "label": []}, "columns should be lists of one length, have .*'text': 1, 'label': 0"),
+    ({"text": ["a"], "label": []},
+     "columns should be lists of one length, have .*'text': 1, 'label': 0"),
     ({"text": "abc", "label": "xyz"}, "columns should be lists of one length, have .*'text': None"),
-    ({"text": ["a"]}, "rows in memory: no column 'label' in .'text'.: name one with --label-column$"),
-    ({"text": ["a", " "], "label": [1, 0]}, "rows in memory: column 'text' is empty in 1 row.s.*line 2"),
+    ({"text": ["a"]},
+     "rows in memory: no column 'label' in .'text'.: name one with --label-column$"),
+    ({"text": ["a", " "], "label": [1, 0]},
+     "rows in memory: column 'text' is empty in 1 row.s.*line 2"),
     ([("a", "x"), ("b", "x")], "train has one class only|both are needed"),
     (7, "data should be a path, a list .* is a int"), ({("a", "b")}, "data should be .* is a set"),
     ([{("a",): 1}], "no column 'text' in"), ("nowhere.csv", "nowhere.csv': no such file"),
@@ -207,11 +209,14 @@ def test_wrong_data_are_refused_in_one_line(data, words):
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"num_epochs": 1}, "'num_epochs'; did you mean epochs"), ({"output_dir": "x"}, "did you mean out"),
+    ({"num_epochs": 1}, "'num_epochs'; did you mean epochs"),
+    ({"output_dir": "x"}, "did you mean out"),
     ({"learning_rate": 1e-3, "lr": 1e-3}, "lr is enough"),
-    ({"batchsize": 8}, "did you mean batch_size"), ({"epochs": 0}, "--epochs 0: should be 1 or more"),
+    ({"batchsize": 8}, "did you mean batch_size"),
+    ({"epochs": 0}, "--epochs 0: should be 1 or more"),
     ({"epochs": "3"}, "epochs should be int, is '3'"), ({"method": "lorra"}, "did you mean lora"),
-    ({"rank": 4}, "--rank goes with --method lora"), ({"model": "nothing"}, "nothing: no such model folder"),
+    ({"rank": 4}, "--rank goes with --method lora"),
+    ({"model": "nothing"}, "nothing: no such model folder"),
 ])
 def test_wrong_settings_are_refused_with_what_was_meant(settings, words):
     with pytest.raises(InputError, match=words):
@@ -219,19 +224,16 @@ def test_wrong_settings_are_refused_with_what_was_meant(settings, words):
 
 
 def test_values_of_python_stand_for_what_a_flag_takes():
-    assert [
-        flag_value(value)
-        for value in (True, False, ["a", "b"], {"a": "ä"}, np.float64(0.5), Path("x"), 3, "s")
-    ] == ["on", "off", "a,b", '{"a": "\\u00e4"}', 0.5, "x", 3, "s"]
-    rows = table_from_memory({"text": ["a", "b"], "label": np.array([1, 0]), "when": [object,
-                                                                                      {1}]}).rows
-    assert [(line, row["text"], row["label"], type(row["label"]))
-            for line, row in rows] == [(1, "a", 1, int), (2, "b", 0, int)]
+    values = (True, False, ["a", "b"], {"a": "ä"}, np.float64(0.5), Path("x"), 3, "s")
+    assert [flag_value(value) for value in values] == [
+        "on", "off", "a,b", '{"a": "\\u00e4"}', 0.5, "x", 3, "s"]
+    rows = table_from_memory(
+        {"text": ["a", "b"], "label": np.array([1, 0]), "when": [object, {1}]}).rows
+    assert [(line, row["text"], row["label"], type(row["label"])) for line, row in rows] == [
+        (1, "a", 1, int), (2, "b", 0, int)]
     assert table_from_memory([("a", ("x", "y"))]).rows == [(1, {"text": "a", "label": ["x", "y"]})]
-    same = [
-        table_from_memory(data).sha256
-        for data in ([("a", "x")], {"text": ["a"], "label": ["x"]}, iter([("a", "x")]))
-    ]
+    same = [table_from_memory(data).sha256
+            for data in ([("a", "x")], {"text": ["a"], "label": ["x"]}, iter([("a", "x")]))]
     assert len(set(same)) == 1 and table_from_memory([("a", "y")]).sha256 != same[0]
 
 
@@ -243,17 +245,17 @@ def test_multi_label_rows(place):
 
 
 def test_fine_tune_stays_a_function_whatever_is_imported_first():
-    lines = (
-        "import minillmclf.from_python, minillmclf, sys; a = minillmclf.fine_tune; from minillmclf import fine_tune; "
-        "print(callable(a), a is fine_tune, 'torch' in sys.modules)")
+    lines = ("import minillmclf.from_python, minillmclf, sys; a = minillmclf.fine_tune; "
+             "from minillmclf import fine_tune; "
+             "print(callable(a), a is fine_tune, 'torch' in sys.modules)")
     found = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True,
                            check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert found.stdout.split() == ["True", "True", "False"] and "fine_tune" in dir(minillmclf)
 
 
 def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
-    section = (ROOT / "README.md").read_text(
-        encoding="utf-8").partition("## From Python\n")[2].partition("\n## ")[0]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## From Python\n")[2].partition("\n## ")[0]
     blocks, out = re.findall(r"^```python\n(.*?)^```", section, re.S | re.M), io.StringIO()
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -261,7 +263,7 @@ def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
         for block in blocks:
             exec(block.partition("\nfrom transformers")[0], names)
     *epochs, last = out.getvalue().splitlines()
-    assert [line.split()[0]
-            for line in epochs] == ["1", "2", "3"] and names["probabilities"].shape == (1, 2)
+    assert ([line.split()[0] for line in epochs] == ["1", "2", "3"]
+            and names["probabilities"].shape == (1, 2))
     assert last in ("['delivery', 'refund'] ['delivery']", "['delivery', 'refund'] ['refund']")
     assert (tmp_path / "runs" / "mine" / "run.json").exists() and len(blocks) == 2

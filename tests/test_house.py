@@ -1,5 +1,5 @@
-"""The rules of the house, held by the code itself: width, unused names, the order of imports, the size of functions, and the
-core tour, the files that a reader goes through first."""
+"""The rules of the house, held by the code itself: width, unused names, the order of imports, the
+size of functions, and the core tour, the files that a reader goes through first."""
 import ast
 import re
 import subprocess
@@ -11,20 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minillmclf"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# A file imports from its own folder and from those before it. Commands, which stand last, may import one another.
+# A file imports from its own folder and from those before it. Commands, which stand last, may
+# import one another.
 ORDER = ["errors", "files", "text", "models", "tuning", "training", "classify", "cli"]
 LONGEST_FUNCTION, MOST_PARAMETERS = 45, 7
 # Read in this order, they are one way from text to a trained classifier.
-TOUR = [
-    "text/tokenizers/wordpiece.py", "text/batch.py", "models/layers.py", "models/bert.py",
-    "models/weights.py", "classify/head.py", "classify/classifier.py", "training/losses.py",
-    "training/optim.py", "training/loop.py", "training/metrics.py", "train.py"
-]
+TOUR = ["text/tokenizers/wordpiece.py", "text/batch.py", "models/layers.py", "models/bert.py",
+        "models/weights.py", "classify/head.py", "classify/classifier.py", "training/losses.py",
+        "training/optim.py", "training/loop.py", "training/metrics.py", "train.py"]
 LONGEST_TOUR = 1_700
 OPTIONAL = re.compile(
     r"preference|bradley|swap|multi.?label|several_labels|threshold|sliding|windowed|prefix_tuning|"
-    r"virtual_tokens|soft prompt|torchrun|all_reduce|is_main_process|(?<!Data)parallel|fsdp|ddp|cached|remember|"
-    r"last_token|recompute|checkpointing|4.?bit|quant", re.I)
+    r"virtual_tokens|soft prompt|torchrun|all_reduce|is_main_process|(?<!Data)parallel|fsdp|ddp|"
+    r"cached|remember|last_token|recompute|checkpointing|4.?bit|quant", re.I)
 
 
 def name_of(path):
@@ -37,7 +36,7 @@ def room(names):
 
 
 def imported(path):
-    """(line, dotted name in the package, split into parts) of each import of the package's own modules."""
+    """(line, dotted name in the package, split into parts) of each import of our own modules."""
     here = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -48,47 +47,45 @@ def imported(path):
 
 
 def functions(tree):
-    return [
-        node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
+    return [node for node in ast.walk(tree)
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 def parameters(node):
-    """How many parameters a function has; self and cls are not counted, *args and **kwargs count one each."""
+    """How many parameters a function has; self and cls are not counted, *args and **kwargs count
+    one each."""
     names = [a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
-    return len(names) - (names[:1] in (["self"], ["cls"])) + bool(node.args.vararg) + bool(
-        node.args.kwarg)
+    starred = bool(node.args.vararg) + bool(node.args.kwarg)
+    return len(names) - (names[:1] in (["self"], ["cls"])) + starred
 
 
 def test_ruff_finds_no_wide_line_and_no_unused_name():
-    done = subprocess.run([
-        sys.executable, "-m", "ruff", "check", "--quiet", "--output-format", "concise", "."
-    ], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--quiet", "--output-format", "concise", "."],
+        cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_run_one_way(path):
     own = room(path.relative_to(PACKAGE).with_suffix("").parts)
-    back = [
-        f"line {line}: {'.'.join(names)}" for line, names in imported(path) if room(names) > own
-    ]
+    back = [f"line {line}: {'.'.join(names)}"
+            for line, names in imported(path) if room(names) > own]
     assert back == [], f"{name_of(path)} imports from a folder that stands after its own"
 
 
 def test_no_circle_of_imports():
-    """Between files, imports at their tops: repeatedly take away files that import none of those left."""
+    """Between files, at their tops: repeatedly take away files that import none of those left."""
     modules = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in FILES}
-    modules = {
-        names[:-1] if names[-1] == "__init__" else names: path for names, path in modules.items()
-    }
+    modules = {names[:-1] if names[-1] == "__init__" else names: path
+               for names, path in modules.items()}
     needs = {names: set() for names in modules}
     for names, path in modules.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ImportFrom) and node.level:
                 here = path.relative_to(PACKAGE).parts[:-1]
-                base = (*here[:len(here) - node.level + 1], *filter(None,
-                                                                    (node.module or "").split(".")))
+                base = (*here[:len(here) - node.level + 1],
+                        *filter(None, (node.module or "").split(".")))
                 needs[names] |= {(*base, alias.name) if (*base, alias.name) in modules else base
                                  for alias in node.names}
         needs[names] -= {names, ()}
@@ -106,8 +103,8 @@ def test_the_package_is_installed_without_the_lessons():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
                 [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             if {"lessons", "tests"} & {name.partition(".")[0] for name in names}:
-                found.append(
-                    (name_of(path), "at the top" if node in tree.body else "in a function"))
+                found.append((name_of(path),
+                              "at the top" if node in tree.body else "in a function"))
     assert found == [("grade.py", "in a function")]
 
 
@@ -119,7 +116,8 @@ def check_functions(tree):
     assert {name: count for name, count in many.items() if count > MOST_PARAMETERS} == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "lessons" / "grader").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "lessons" / "grader").glob("*.py")),
+                         ids=lambda path: path.name)
 def test_the_grader_keeps_the_rules_of_the_package(path):
     text = path.read_text(encoding="utf-8")
     check_functions(ast.parse(text))
@@ -148,5 +146,5 @@ def test_the_core_tour_is_short_and_names_no_optional_feature():
 def test_the_tour_is_the_table_of_contents():
     text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     places = [text.find(name) for name in TOUR]
-    assert -1 not in places and places == sorted(
-        places), "minillmclf/__init__.py lists the tour in its order"
+    assert -1 not in places and places == sorted(places), (
+        "minillmclf/__init__.py lists the tour in its order")

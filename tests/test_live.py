@@ -40,9 +40,12 @@ library, package = within("/site-packages/peft/peft_model.py"), within(PACKAGE /
 
 
 @pytest.mark.parametrize("call", [
-    refuse, lambda: library(refuse), lambda: package(lambda: library(refuse)),      # as our benchmark calls it
-    lambda: importlib.import_module("peft.no_such_module"), lambda: object().gone, lambda: dict(1, 2, 3)],
-    ids=["in the test", "in the library", "there, called by us", "not there", "taken away", "other arguments"])
+    pytest.param(refuse, id="in the test"),
+    pytest.param(lambda: library(refuse), id="in the library"),
+    pytest.param(lambda: package(lambda: library(refuse)), id="there, called by us"),
+    pytest.param(lambda: importlib.import_module("peft.no_such_module"), id="not there"),
+    pytest.param(lambda: object().gone, id="taken away"),
+    pytest.param(lambda: dict(1, 2, 3), id="other arguments")])
 def test_what_the_reference_refuses_is_a_skip_with_its_words(call):
     reason = skipped(lambda: inside(call))
     assert reason.startswith("the reference refuses: ") and "\n" not in reason
@@ -76,11 +79,10 @@ def test_a_fault_of_ours_is_none(call, kind):
 def test_what_is_read_of_ours_must_be_refused_for_its_own_too():
     assert WORDS in skipped(lambda: inside(refuse, control=refuse))
     asked = []
-    with pytest.raises(ValueError,
-                       match="Model does not support"):  # it takes its own, and not ours
+    with pytest.raises(ValueError, match="Model does not support"):     # it takes its own, not ours
         inside(refuse, control=lambda: asked.append("control"))
     assert asked == ["control"]
-    inside(lambda: None, control=refuse)  # not refused: no control is asked
+    inside(lambda: None, control=refuse)                          # not refused: no control is asked
 
 
 def test_a_folder_of_ours_that_transformers_cannot_read_is_our_fault(tmp_path):
@@ -102,7 +104,7 @@ def test_a_folder_of_ours_that_transformers_cannot_read_is_our_fault(tmp_path):
 
 
 def test_another_version_than_the_claimed_is_a_skip(monkeypatch):
-    imported("tokenizers")  # or a skip, where it is not installed
+    imported("tokenizers")                                    # or a skip, where it is not installed
     for version, taken in (("0.23.1", True), ("0.23.9rc1", True), ("0.24.0", False),
                            ("1.0.0", False), ("0.22.2", False)):
         monkeypatch.setattr(live.metadata, "version", lambda name, version=version: version)
@@ -118,6 +120,5 @@ def test_another_version_than_the_claimed_is_a_skip(monkeypatch):
 def test_the_versions_that_are_compared_with_have_upper_bounds():
     assert set(claimed()) == set(live.LIBRARIES)
     for name, versions in claimed().items():
-        assert {"<",
-                ">="} == {bound.operator
-                          for bound in versions}, f"{name}{versions}: the newest would be installed"
+        assert {"<", ">="} == {bound.operator for bound in versions}, (
+            f"{name}{versions}: the newest would be installed")

@@ -1,4 +1,4 @@
-"""Making a small BERT from text: the vocabulary, the start from a teacher, two objectives, going on after a kill."""
+"""Making a small BERT: vocabulary, start from a teacher, two objectives, going on after a kill."""
 import json
 import os
 import random
@@ -34,8 +34,8 @@ VOCABULARY = 100
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A random BERT of four layers, with the positions that students have."""
-    return bert_folder(
-        tmp_path_factory.mktemp("teacher") / "bert", layers=4, positions=512, dropout=0.0)
+    return bert_folder(tmp_path_factory.mktemp("teacher") / "bert", layers=4,
+                       positions=512, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def settings(out, text, **changes):
 
 
 def pretrained(arguments):
-    """Run the command's pieces in this process -> (objective, tokenizer, mean loss before, and after)."""
+    """Run the command's pieces here -> (objective, tokenizer, mean loss before, and after)."""
     a = pretrain.parse(arguments)
     sentences, weights = read_sentences(a.text)
     tokenizer, student, objective = pretraining.prepare(a, sentences, weights)
@@ -60,9 +60,8 @@ def pretrained(arguments):
     def mean_loss():
         torch.manual_seed(0)                                   # the same words masked
         with torch.no_grad():
-            return sum(
-                objective.loss(sentences[start:start + 20])[0].item()
-                for start in range(0, 200, 20)) / 10
+            return sum(objective.loss(sentences[start:start + 20])[0].item()
+                       for start in range(0, 200, 20)) / 10
     before = mean_loss()
     progress, _ = pretraining.train(a, objective, sentences, weights)
     after = mean_loss()
@@ -84,8 +83,8 @@ def masked(text, tmp_path_factory):
 
 def a_batch(tokenizer):
     """Five texts of different lengths, two of them pairs."""
-    texts = [("the old rose", ), ("soup and bread again today", ), ("a storm", "wind and rain"),
-             ("x", ), ("salt", "knife.")]
+    texts = [("the old rose",), ("soup and bread again today",), ("a storm", "wind and rain"),
+             ("x",), ("salt", "knife.")]
     return collate([tokenizer.add_special_tokens(*map(tokenizer.ids, parts)) for parts in texts],
                    range(5), tokenizer.pad_id)
 
@@ -102,9 +101,8 @@ def test_distillation_lowers_the_loss(distilled):
 
 def test_the_teacher_does_not_learn(distilled, teacher):
     untouched = load_backbone(teacher).state_dict()
-    assert all(
-        torch.equal(value, untouched[name])
-        for name, value in distilled[1].teacher.state_dict().items())
+    assert all(torch.equal(value, untouched[name])
+               for name, value in distilled[1].teacher.state_dict().items())
 
 
 def test_masked_words_lower_the_loss(masked):
@@ -128,8 +126,8 @@ def test_a_distilled_folder_loads_here_and_in_transformers(distilled):
         exact = objective.student(batch.ids, batch.mask, batch.types)
         assert torch.allclose(hidden, exact, atol=0.02), "what was saved in fp16 is not the student"
         pooled = objective.head.features(exact, batch.mask)
-        assert torch.allclose(found.pooler_output, pooled,
-                              atol=0.02), "the trained pooler did not travel with the body"
+        assert torch.allclose(found.pooler_output, pooled, atol=0.02), (
+            "the trained pooler did not travel with the body")
     cut = tokenizer_of(out, "BertTokenizer")
     assert cut("The old rose.").input_ids == load_tokenizer(out).encode("The old rose.")
 
@@ -143,27 +141,23 @@ def test_a_classifier_starts_from_the_distilled_pooler(distilled):
 
 def test_a_frozen_body_gets_a_masked_lm_head(distilled, text, tmp_path):
     out = distilled[0]
-    command = [
-        *settings(tmp_path / "lm", text, objective="mlm", start=out, steps=60, lr=1e-2),
-        "--head-only"
-    ]
+    command = [*settings(tmp_path / "lm", text, objective="mlm", start=out, steps=60, lr=1e-2),
+               "--head-only"]
     _, _, before, after = pretrained(command)
     assert after < before - 0.2
     old, new = Checkpoint(out), Checkpoint(tmp_path / "lm")
-    with open_tensors(out / "model.safetensors") as then, open_tensors(tmp_path / "lm" /
-                                                                       "model.safetensors") as now:
+    with (open_tensors(out / "model.safetensors") as then,
+          open_tensors(tmp_path / "lm" / "model.safetensors") as now):
         assert all(torch.equal(then.get_tensor(name), now.get_tensor(name))
                    for name in old.files), "the body or pooler has changed"
         assert {name for name in new.files if name not in old.files} == {
             f"cls.predictions.{part}"
             for part in ("bias", "transform.dense.weight", "transform.dense.bias",
-                         "transform.LayerNorm.weight", "transform.LayerNorm.bias")
-        }
-    assert Classifier.from_backbone(tmp_path / "lm", [
-        "a", "b"
-    ]).report.newly_initialised == ["head.out.weight", "head.out.bias"]
-    assert Classifier.from_backbone(tmp_path / "lm", ["a", "b"],
-                                    readout="labels").report.newly_initialised == []
+                         "transform.LayerNorm.weight", "transform.LayerNorm.bias")}
+    model = Classifier.from_backbone(tmp_path / "lm", ["a", "b"])
+    assert model.report.newly_initialised == ["head.out.weight", "head.out.bias"]
+    model = Classifier.from_backbone(tmp_path / "lm", ["a", "b"], readout="labels")
+    assert model.report.newly_initialised == []
 
 
 def test_a_masked_lm_folder_loads_as_bert_for_masked_lm(masked):
@@ -182,9 +176,8 @@ def test_a_masked_lm_folder_loads_as_bert_for_masked_lm(masked):
     assert torch.allclose(logits[real], found[real], atol=1e-4)
 
 
-RESULTS = [
-    "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "pretrain.jsonl"
-]
+RESULTS = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+           "pretrain.jsonl"]
 
 
 @pytest.mark.parametrize("objective", ["distill", "mlm"])
@@ -192,8 +185,8 @@ def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(
         teacher, text, tmp_path, objective):
     def arguments(out, **changes):
         teachers = {"teacher": teacher} if objective == "distill" else {}
-        return settings(out, text, objective=objective, steps=8, save_every=3, **teachers,
-                        **changes)
+        return settings(out, text, objective=objective, steps=8, save_every=3,
+                        **teachers, **changes)
     code, _, error, moves = forked("pretrain", arguments(tmp_path / "whole"))
     assert code == 0 and moves >= 9, error
     expected = {name: (tmp_path / "whole" / name).read_bytes() for name in RESULTS}
@@ -202,12 +195,13 @@ def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(
         out = tmp_path / str(move)
         assert forked("pretrain", arguments(out), move=move)[0] == -signal.SIGKILL
         code, _, error, _ = forked("pretrain", arguments(out))
-        assert code == 0, f"killed at change {move} of {moves} on disk, the run does not go on: {error[-300:]}"
+        assert code == 0, (
+            f"killed at change {move} of {moves} on disk, the run does not go on: {error[-300:]}")
         differ = [name for name in RESULTS if (out / name).read_bytes() != expected[name]]
         assert not differ, f"killed at change {move} of {moves} on disk: {differ} differ"
     assert forked("pretrain", arguments(tmp_path / "other", seed=1))[0] == 0
-    assert (tmp_path / "other" /
-            RESULTS[0]).read_bytes() != expected[RESULTS[0]], "the seed has no effect"
+    assert (tmp_path / "other" / RESULTS[0]).read_bytes() != expected[RESULTS[0]], (
+        "the seed has no effect")
     code, _, error, _ = forked("pretrain", arguments(tmp_path / "whole", lr=0.1))
     assert code == 2 and "belongs to a run with other settings" in error
 
@@ -229,8 +223,8 @@ def test_going_on_from_a_checkpoint_keeps_its_vocabulary(masked, text, tmp_path)
     _, same, before, after = pretrained(
         settings(tmp_path / "more", text, objective="mlm", start=out, steps=10))
     assert same.vocab == tokenizer.vocab
-    assert before == pytest.approx(masked[4],
-                                   abs=0.05), "training does not begin where the checkpoint ended"
+    assert before == pytest.approx(masked[4], abs=0.05), (
+        "training does not begin where the checkpoint ended")
     assert after != before and after < masked[3], "nothing was learned, or what was learned is lost"
 
 
@@ -253,35 +247,31 @@ def test_mistakes_are_named(teacher, distilled, text, tmp_path):
     bert_folder(cased, positions=512)
     WordPiece.from_vocab(PIECES, lower=False).save(cased)
     short = bert_folder(tmp_path / "short", layers=4, positions=64)
-    for changes, message in ((dict(), "needs --teacher"),
-                             (dict(teacher=teacher,
-                                   width=48), "--width 48: the teacher's hidden states have 32"),
-                             (dict(teacher=teacher,
-                                   layers=5), "--layers 5: the teacher has only 4"),
-                             (dict(teacher=teacher,
-                                   mlp_width=49), "--mlp-width 49: the teacher has only 48"),
-                             (dict(teacher=teacher, heads=2),
-                              "num_attention_heads is 4, the student's is 2: set --heads 4"),
-                             (dict(teacher=short),
-                              "the teacher's max_position_embeddings is 64, the student's is 512"),
-                             (dict(teacher=cased), "casing or accent rules differ"),
-                             (dict(objective="mlm", start=distilled[0]), "no masked-LM head"),
-                             (dict(teacher=tmp_path / "none"), "no such model folder")):
+    for changes, message in (
+            (dict(), "needs --teacher"),
+            (dict(teacher=teacher, width=48), "--width 48: the teacher's hidden states have 32"),
+            (dict(teacher=teacher, layers=5), "--layers 5: the teacher has only 4"),
+            (dict(teacher=teacher, mlp_width=49), "--mlp-width 49: the teacher has only 48"),
+            (dict(teacher=teacher, heads=2),
+             "num_attention_heads is 4, the student's is 2: set --heads 4"),
+            (dict(teacher=short),
+             "the teacher's max_position_embeddings is 64, the student's is 512"),
+            (dict(teacher=cased), "casing or accent rules differ"),
+            (dict(objective="mlm", start=distilled[0]), "no masked-LM head"),
+            (dict(teacher=tmp_path / "none"), "no such model folder")):
         with pytest.raises(InputError, match=message):
             pretrained(settings(tmp_path / "out", text, **changes))
 
 
 def test_sentences_are_read_with_their_weights(tmp_path):
     plain, table = tmp_path / "plain.txt", tmp_path / "table.csv"
-    plain.write_text("One two three four. Too short! Five six\tseven  eight?\n" + "long " * 51 +
-                     "\n")
-    table.write_text(
-        "id,text,label,split\nan id of four,one two three four again,never read this label,train\n"
-        ",from the test part here,x,test\n")
+    plain.write_text("One two three four. Too short! Five six\tseven  eight?\n"
+                     + "long " * 51 + "\n")
+    table.write_text("id,text,label,split\nan id of four,one two three four again,never read this "
+                     "label,train\n,from the test part here,x,test\n")
     sentences, weights = read_sentences([f"{plain}:2.5", str(table)])
-    assert sentences == [
-        "One two three four.", "Five six seven eight?", "an id of four", "one two three four again"
-    ]
+    assert sentences == ["One two three four.", "Five six seven eight?", "an id of four",
+                         "one two three four again"]
     assert weights == [2.5, 2.5, 1, 1]
     (tmp_path / "short.txt").write_text("a b\n")
     with pytest.raises(InputError, match="short.txt: no sentence of 4 to 50 words"):
@@ -291,8 +281,8 @@ def test_sentences_are_read_with_their_weights(tmp_path):
 
 
 def test_a_broken_table_is_one_line(tmp_path):
-    (tmp_path /
-     "ragged.csv").write_text("text,label\none two three four,x\nfive six seven eight,y,too many\n")
+    (tmp_path / "ragged.csv").write_text(
+        "text,label\none two three four,x\nfive six seven eight,y,too many\n")
     with pytest.raises(InputError, match="ragged.csv, line 3: 3 fields where the header has 2"):
         read_sentences([str(tmp_path / "ragged.csv")])
 
@@ -306,7 +296,8 @@ def test_numbers_that_make_no_sense_are_refused(flag, text, tmp_path):
 # ---- the student's start
 
 def student_of(teacher_folder, pieces, **sizes):
-    """A student cut out of a teacher -> student, its tokenizer, teacher, the teacher's tokenizer."""
+    """A student cut out of a teacher -> student, its tokenizer, teacher, the teacher's
+    tokenizer."""
     teacher, teacher_tokenizer = load_backbone(teacher_folder), load_tokenizer(teacher_folder)
     tokenizer = WordPiece.from_vocab(pieces)
     a = pretrain.parse(settings("unused", "unused", **sizes))
@@ -319,15 +310,14 @@ def test_shared_pieces_start_at_the_teacher_s_embeddings(teacher):
     shared, new = list(reversed(PIECES)), ["roses", "##rain", "ö"]
     student, tokenizer, big, known = student_of(teacher, shared + new)
     for piece in shared:
-        assert torch.equal(student.word_embeddings.weight[tokenizer.vocab[piece]],
-                           big.word_embeddings.weight[
-                               known.vocab[piece]]), f"{piece!r} did not keep its embedding"
-    for piece, parts in (("roses", ["rose", "##s"]), ("##rain", ["##r", "##a", "##i",
-                                                                 "##n"]), ("ö", ["o"])):
-        mean = torch.stack([big.word_embeddings.weight[known.vocab[part]]
-                            for part in parts]).mean(0)
-        assert torch.allclose(student.word_embeddings.weight[tokenizer.vocab[piece]], mean,
-                              atol=1e-6), piece
+        found = student.word_embeddings.weight[tokenizer.vocab[piece]]
+        assert torch.equal(found, big.word_embeddings.weight[known.vocab[piece]]), (
+            f"{piece!r} did not keep its embedding")
+    for piece, parts in (("roses", ["rose", "##s"]), ("##rain", ["##r", "##a", "##i", "##n"]),
+                         ("ö", ["o"])):
+        found = student.word_embeddings.weight[tokenizer.vocab[piece]]
+        rows = [big.word_embeddings.weight[known.vocab[part]] for part in parts]
+        assert torch.allclose(found, torch.stack(rows).mean(0), atol=1e-6), piece
     assert torch.equal(student.position_embeddings.weight, big.position_embeddings.weight)
 
 
@@ -342,29 +332,29 @@ def test_a_student_of_the_teacher_s_size_is_the_teacher(teacher):
 def test_layers_are_spread_evenly_and_the_strongest_neurons_stay(teacher):
     student, _, big, _ = student_of(teacher, PIECES)
     for layer, source in zip(student.layers, (big.layers[1], big.layers[3])):
-        assert torch.equal(layer.q_proj.weight,
-                           source.q_proj.weight), "not the layer that should stand here"
+        assert torch.equal(layer.q_proj.weight, source.q_proj.weight), (
+            "not the layer that should stand here")
         up, down = source.up_proj.weight, source.down_proj.weight
         strongest = sorted(range(48), key=lambda n: -(up[n].norm() * down[:, n].norm()).item())[:24]
-        kept = [
-            next(n for n in range(48) if torch.equal(up[n], row)) for row in layer.up_proj.weight
-        ]
+        kept = [next(n for n in range(48) if torch.equal(up[n], row))
+                for row in layer.up_proj.weight]
         assert sorted(kept) == sorted(strongest)
-        assert torch.equal(layer.down_proj.weight,
-                           down[:, kept]), "in and out of a neuron were torn apart"
+        assert torch.equal(layer.down_proj.weight, down[:, kept]), (
+            "in and out of a neuron were torn apart")
         assert torch.equal(layer.up_proj.bias, source.up_proj.bias[kept])
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(teacher, text, tmp_path):
-    """Word by word, through two vocabularies: the student's is learned, so the same word may have other pieces."""
+    """Word by word, through two vocabularies: the student's is learned, so the same word may have
+    other pieces."""
     a = pretrain.parse(settings(tmp_path / "out", text, teacher=teacher, layers=4, mlp_width=48))
     sentences, weights = read_sentences(a.text)
     tokenizer, _, objective = pretraining.prepare(a, sentences, weights)
     other = objective.loss(sentences[:9])[1]
     objective.student, objective.tokenizer = objective.teacher, objective.teacher_tokenizer
     same = objective.loss(sentences[:9])[1]
-    assert same["words"] == pytest.approx(0, abs=1e-6) and same["text"] == pytest.approx(
-        0, abs=1e-6)
+    assert (same["words"] == pytest.approx(0, abs=1e-6)
+            and same["text"] == pytest.approx(0, abs=1e-6))
     assert other["words"] > 1e-3, "another vocabulary should give other vectors"
 
 
@@ -377,10 +367,9 @@ def test_owners_point_from_tokens_to_words(teacher):
     tokens = [pieces[i] for i in batch.ids[batch.mask.bool()].tolist()]
     assert len(tokens) == len(owners)
     for number, word in enumerate(words):
-        assert "".join(t.removeprefix("##") for t, owner in zip(tokens, owners)
-                       if owner == number) == word
-    assert [t for t, owner in zip(tokens, owners)
-            if owner == -1] == ["[CLS]", "[SEP]", "[CLS]", "[SEP]"]
+        own = [t for t, owner in zip(tokens, owners) if owner == number]
+        assert "".join(t.removeprefix("##") for t in own) == word
+    assert [t for t, owner in zip(tokens, owners) if owner == -1] == ["[CLS]", "[SEP]"] * 2
     hidden = torch.arange(batch.mask.numel(), dtype=torch.float).view(*batch.mask.shape, 1)
     assert pool(hidden, batch.mask, "mean").shape == (2, 1)
 
@@ -391,8 +380,8 @@ def slow_wordpiece(counts, size, alphabet=120):
     """What `learn_wordpiece` should find, with every pair counted anew after every merge."""
     allowed = alphabet_of(counts, alphabet)
     words = {word: spell(word) for word in counts if set(word) <= allowed}
-    pieces = dict.fromkeys(SPECIALS +
-                           sorted({piece for spelled in words.values() for piece in spelled}))
+    pieces = dict.fromkeys(
+        SPECIALS + sorted({piece for spelled in words.values() for piece in spelled}))
     while len(pieces) < size:
         pairs = Counter()
         for word, spelled in words.items():
@@ -415,20 +404,21 @@ def slow_wordpiece(counts, size, alphabet=120):
 def some_words(seed, letters="abc", words=70):
     """Counts of random words over few letters: many repeats such as "aaab", many ties."""
     rng = random.Random(seed)
-    return count_words([(" ".join("".join(rng.choices(letters, k=rng.randint(1, 7)))
-                                  for _ in range(words)), 1)])
+    return count_words(
+        [(" ".join("".join(rng.choices(letters, k=rng.randint(1, 7))) for _ in range(words)), 1)])
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_fast_trainer_makes_the_merges_of_the_slow_one(seed):
     counts = some_words(seed, "ab" if seed % 3 == 0 else "abcde")
     for size in (20, 45, 400):
-        assert learn_wordpiece(counts, size) == slow_wordpiece(counts,
-                                                               size), f"text {seed}, {size} pieces"
+        assert learn_wordpiece(counts, size) == slow_wordpiece(counts, size), (
+            f"text {seed}, {size} pieces")
 
 
 def test_merges_by_hand():
-    # a ##a ##a ##b, twice: three pairs of neighbours, twice each; of equal ones the first in the alphabet is joined.
+    # a ##a ##a ##b, twice: three pairs of neighbours, twice each; of equal ones the first in the
+    # alphabet is joined
     counts, characters = {"aaab": 2, "ab": 1, "b": 9}, ["##a", "##b", "a", "b"]
     assert learn_wordpiece(counts, 13) == SPECIALS + characters + ["##aa", "##aab", "aaab", "ab"]
     assert learn_wordpiece(counts, 11) == SPECIALS + characters + ["##aa", "##aab"]
@@ -436,8 +426,8 @@ def test_merges_by_hand():
 
 @pytest.mark.parametrize("weight", [0.1, 0.3, 0.7, 2])
 def test_weights_that_are_fractions_give_the_same_pieces(weight):
-    """Sums of fractions in floating point leave remains such as 3e-17 of pairs that are no more: no merge is to come
-    of them, even where the vocabulary is larger than the text can fill."""
+    """Sums of fractions in floating point leave remains such as 3e-17 of pairs that are no more: no
+    merge is to come of them, even where the vocabulary is larger than the text can fill."""
     counts = some_words(1)
     weighted = count_words([(word, weight) for word, count in counts.items() for _ in range(count)])
     for size in (40, 400):
@@ -465,13 +455,13 @@ def test_rare_characters_are_left_to_unknown():
     assert not any("ß" in piece for piece in pieces)
     model = WordPieceModel({piece: i for i, piece in enumerate(pieces)})
     assert model.word_ids("aß") == [model.unk_id] and model.unk_id not in model.word_ids("abab")
-    assert alphabet_of({"ab": 2, "c": 5, "d": 1},
-                       2) == {"c", "a"}, "the most frequent, of equal ones the first"
+    assert alphabet_of({"ab": 2, "c": 5, "d": 1}, 2) == {"c", "a"}, (
+        "the most frequent, of equal ones the first")
 
 
 def test_words_are_counted_as_they_will_be_looked_up():
-    assert count_words([("The cat. the CAT!", 2),
-                        ("Élan the", 1)]) == {"the": 5, "cat": 4, ".": 2, "!": 2, "elan": 1}
+    assert count_words([("The cat. the CAT!", 2), ("Élan the", 1)]) == {"the": 5, "cat": 4, ".": 2,
+                                                                        "!": 2, "elan": 1}
 
 
 def test_the_result_does_not_depend_on_the_order_or_on_python_s_hash_seed():

@@ -1,4 +1,5 @@
-"""Making a small LLaMA and a small T5 from text: pieces, packing, held-out text, the next word, spans, answers to prompts."""
+"""Making a small LLaMA and a small T5 from text: pieces, packing, held-out text, the next word,
+spans, answers to prompts."""
 import json
 import math
 import random
@@ -26,13 +27,10 @@ from minillmclf.pretrain.shapes import CONFIGS
 
 SIZES = {"llama": 310, "t5": 90}                                # pieces; 256 of LLaMA's are bytes
 OBJECTIVES = {"llama": "clm", "t5": "spans"}
-RESULTS = [
-    "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "pretrain.jsonl"
-]
-ODD = [
-    "", " ", "  two  spaces ", "the roses, 1984 and 20!", "☃ snow — Ünïcode ﬁ",
-    "line\nanother\tline\n\n", "</s> a <s>", "<extra_id_0> x <extra_id_99>", "▁", "a" * 300
-]
+RESULTS = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+           "pretrain.jsonl"]
+ODD = ["", " ", "  two  spaces ", "the roses, 1984 and 20!", "☃ snow — Ünïcode ﬁ",
+       "line\nanother\tline\n\n", "</s> a <s>", "<extra_id_0> x <extra_id_99>", "▁", "a" * 300]
 
 
 @pytest.fixture(scope="module")
@@ -69,39 +67,38 @@ def tokenizer(arch, text):
 
 # ---- fresh weights
 
-@pytest.mark.parametrize("changes", [dict(feed_forward_proj="relu"), dict(feed_forward_proj="gated-gelu"),
-                                     dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)])
+@pytest.mark.parametrize("changes", [
+    dict(feed_forward_proj="relu"), dict(feed_forward_proj="gated-gelu"),
+    dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)])
 def test_t5_starts_as_wide_as_in_transformers(changes):
     transformers = imported("transformers")
-    config = dict(vocab_size=500, d_model=96, d_kv=16, d_ff=300, num_layers=2, num_heads=4,
-                  **changes)
+    config = dict(vocab_size=500, d_model=96, d_kv=16, d_ff=300, num_layers=2,
+                  num_heads=4, **changes)
     torch.manual_seed(0)
     with may_refuse():
         theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(**config))
-    ours = initialise_weights(
-        model_class({"model_type": "t5"}).from_config({"model_type": "t5", **config}, lm_head=True),
-        0)
+    t5, config = model_class({"model_type": "t5"}), {"model_type": "t5", **config}
+    ours = initialise_weights(t5.from_config(config, lm_head=True), 0)
     expected = theirs.state_dict()
     for name, tensor in export_tensors(ours, ours.rename_table()).items():
-        assert tensor.std().item() == pytest.approx(expected[name].std().item(),
-                                                    rel=0.15), f"{name} starts otherwise"
-    again = initialise_weights(
-        model_class({"model_type": "t5"}).from_config({"model_type": "t5", **config}), 0, std=0.3)
-    assert again.word_embeddings.weight.std().item() == pytest.approx(
-        0.3, rel=0.05), "an explicit std is not followed"
+        assert tensor.std().item() == pytest.approx(expected[name].std().item(), rel=0.15), (
+            f"{name} starts otherwise")
+    again = initialise_weights(t5.from_config(config), 0, std=0.3)
+    assert again.word_embeddings.weight.std().item() == pytest.approx(0.3, rel=0.05), (
+        "an explicit std is not followed")
 
 
 # ---- the vocabulary
 
 def test_special_pieces_stand_where_the_family_has_them(arch, tokenizer):
     if arch == "llama":
-        assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2,
-                                                                                            None)
+        assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (
+            0, 1, 2, None)
         assert len(tokenizer) == SIZES[arch]
         assert tokenizer.add_special_tokens([9])[0] == [1, 9]
     else:
-        assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.bos_id) == (0, 1, 2,
-                                                                                            None)
+        assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.bos_id) == (
+            0, 1, 2, None)
         assert len(tokenizer) == SIZES[arch] + 100
         assert tokenizer.vocab["<extra_id_0>"] == len(tokenizer) - 1, "T5 counts its sentinels down"
         assert tokenizer.vocab["<extra_id_99>"] == len(tokenizer) - 100
@@ -110,8 +107,8 @@ def test_special_pieces_stand_where_the_family_has_them(arch, tokenizer):
 
 def test_a_saved_vocabulary_gives_the_ids_of_transformers(arch, tokenizer, text, tmp_path):
     tokenizer.save(tmp_path)
-    ours, theirs = load_tokenizer(tmp_path), tokenizer_of(
-        tmp_path, {"llama": "LlamaTokenizer", "t5": "T5Tokenizer"}[arch])
+    ours = load_tokenizer(tmp_path)
+    theirs = tokenizer_of(tmp_path, {"llama": "LlamaTokenizer", "t5": "T5Tokenizer"}[arch])
     for line in ODD + read_documents([str(text)])[0][:100]:
         assert ours.encode(line) == theirs(line).input_ids == tokenizer.encode(line), repr(line)
     assert theirs.eos_token_id == ours.eos_id and theirs.pad_token_id == ours.pad_id
@@ -168,8 +165,8 @@ def test_held_out_documents_follow_from_their_text_alone():
     assert 140 < len(hold_out(pairs, [1] * len(pairs))[1][0]) < 260
 
 
-def packed(documents=((5, 6, 7), (8, ), (9, 10)), weights=(1, 1, 1), size=1, length=4, seed=0,
-           **more):
+def packed(documents=((5, 6, 7), (8,), (9, 10)), weights=(1, 1, 1), size=1, length=4,
+           seed=0, **more):
     return PackedRows(documents, weights, size, length, seed, eos_id=2, **more)
 
 
@@ -178,9 +175,8 @@ def test_packed_documents_end_with_eos_and_rows_begin_with_bos():
     parts = " ".join(map(str, tokens)).split(" 2")
     assert len(tokens) == 9 and sorted(part.strip() for part in parts) == ["", "5 6 7", "8", "9 10"]
     rows = packed(length=4, begin=1).epoch(0)
-    assert rows[:, 0].tolist() == [
-        1, 1, 1
-    ] and rows[:, 1:].flatten().tolist() == tokens, "BOS took the place of a token"
+    assert rows[:, 0].tolist() == [1, 1, 1] and rows[:, 1:].flatten().tolist() == tokens, (
+        "BOS took the place of a token")
 
 
 def test_weights_say_how_often_a_document_stands_in_an_epoch():
@@ -195,14 +191,14 @@ def test_a_batch_depends_on_seed_and_step_alone():
     once, later, other = (packed(documents, [1] * 50, size=2, length=6, seed=seed)
                           for seed in (0, 0, 1))
     steps = [once.batch(step) for step in range(40)]
-    assert torch.equal(later.batch(33),
-                       steps[33]), "a run that goes on at step 33 reads something else"
+    assert torch.equal(later.batch(33), steps[33]), (
+        "a run that goes on at step 33 reads something else")
     assert not torch.equal(other.batch(0), steps[0]), "the seed has no effect"
     epoch = 50 * 3 // 6 // 2
-    assert not torch.equal(torch.cat(steps[:epoch]), torch.cat(
-        steps[epoch:2 * epoch])), "the second epoch repeats the first"
-    assert len({tuple(row.tolist()) for step in steps[:epoch]
-                for row in step}) == 2 * epoch, "a row came twice in an epoch"
+    assert not torch.equal(torch.cat(steps[:epoch]), torch.cat(steps[epoch:2 * epoch])), (
+        "the second epoch repeats the first")
+    assert len({tuple(row.tolist()) for step in steps[:epoch] for row in step}) == 2 * epoch, (
+        "a row came twice in an epoch")
     assert Draws("abc", [1, 0, 0], 4, 0).batch(7) == ["a"] * 4
     with pytest.raises(InputError, match="fill only 2 rows of 4 tokens in an epoch, a batch has 3"):
         packed(size=3).batch(0)
@@ -214,8 +210,8 @@ def test_pairs_are_read_and_those_that_do_not_fit_left_out(tmp_path):
     pairs, weights = read_pairs([f"{path}:2"])
     assert pairs == [("a b", "c"), ("a b c d", "e")] and weights == [2, 2]
     cutter = SimpleNamespace(ids=str.split)
-    assert fitting(pairs, weights, cutter,
-                   5) == ([(["a", "b"], ["c"])], [2]), "two places are for BOS and EOS"
+    assert fitting(pairs, weights, cutter, 5) == ([(["a", "b"], ["c"])], [2]), (
+        "two places are for BOS and EOS")
     assert fitting(pairs, weights, cutter, 4) == ([], [])
     path.write_text('{"prompt": "a b", "answer": " "}\n')
     with pytest.raises(InputError,
@@ -269,9 +265,8 @@ def test_spans_are_cut_anew_at_each_step_and_lose_nothing(text):
         for token in target[:-1]:
             inside = token if token in objective.sentinels else inside
             parts.setdefault(inside, []).append(token)
-        whole = [
-            t for token in source[:-1] for t in (parts[token][1:] if token in parts else [token])
-        ]
+        whole = [t for token in source[:-1]
+                 for t in (parts[token][1:] if token in parts else [token])]
         assert whole == row and source[-1] == target[-1] == 1
 
 
@@ -310,9 +305,8 @@ def test_the_result_loads_in_transformers_with_the_same_logits(pretrained, text)
     mask = torch.ones_like(ids)
     with torch.no_grad(), may_refuse():
         if arch == "llama":
-            found, expected = ours.logits(ours(ids,
-                                               mask)), theirs.eval()(ids,
-                                                                     attention_mask=mask).logits
+            found = ours.logits(ours(ids, mask))
+            expected = theirs.eval()(ids, attention_mask=mask).logits
         else:
             target = torch.tensor([[0, 9, 8, 7]])
             found = ours.logits(ours(ids, mask, target, torch.ones_like(target)))
@@ -330,12 +324,13 @@ def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(arch, 
         out = tmp_path / str(move)
         assert forked("pretrain", arguments(out), move=move)[0] == -signal.SIGKILL
         code, _, error, _ = forked("pretrain", arguments(out))
-        assert code == 0, f"killed at change {move} of {moves} on disk, the run does not go on: {error[-300:]}"
+        assert code == 0, (
+            f"killed at change {move} of {moves} on disk, the run does not go on: {error[-300:]}")
         differ = [name for name in RESULTS if (out / name).read_bytes() != expected[name]]
         assert not differ, f"killed at change {move} of {moves} on disk: {differ} differ"
     assert forked("pretrain", arguments(tmp_path / "half", precision="bf16"))[0] == 0
-    assert (tmp_path / "half" /
-            RESULTS[0]).read_bytes() != expected[RESULTS[0]], "--precision has no effect"
+    assert (tmp_path / "half" / RESULTS[0]).read_bytes() != expected[RESULTS[0]], (
+        "--precision has no effect")
 
 
 def test_prompts_and_answers_are_learned_from_a_pretrained_start(pretrained, tmp_path):
@@ -344,8 +339,8 @@ def test_prompts_and_answers_are_learned_from_a_pretrained_start(pretrained, tmp
     rows = [(f"the {word} {number}", topic) for topic, words in TOPICS.items() for word in words
             for number in range(40)]
     rng.shuffle(rows)
-    path.write_text("".join(
-        json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows))
+    path.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n"
+                            for prompt, answer in rows))
     more = tmp_path / "more"
     pretrain.main(settings(arch, more, None, pairs=path, start=out, steps=60))
     log = [json.loads(line) for line in (more / "pretrain.jsonl").read_text().splitlines()]
@@ -357,18 +352,17 @@ def test_prompts_and_answers_are_learned_from_a_pretrained_start(pretrained, tmp
 def teacher(text, tmp_path_factory):
     """A tiny BERT of another width and vocabulary."""
     out = tmp_path_factory.mktemp("teacher") / "bert"
-    pretrain.main(
-        flags(out=out, text=text, objective="mlm", vocab_size=120, layers=1, width=24, heads=4,
-              mlp_width=32, steps=3, batch_size=4))
+    pretrain.main(flags(out=out, text=text, objective="mlm", vocab_size=120, layers=1, width=24,
+                        heads=4, mlp_width=32, steps=3, batch_size=4))
     return out
 
 
 def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, tmp_path):
     arch, out = pretrained
     pairs, more = tmp_path / "pairs.jsonl", tmp_path / "more"
-    pairs.write_text("".join(
-        json.dumps({"prompt": f"the {word} {number}", "answer": topic}) + "\n"
-        for topic, words in TOPICS.items() for word in words for number in range(40)))
+    pairs.write_text("".join(json.dumps({"prompt": f"the {word} {number}", "answer": topic}) + "\n"
+                             for topic, words in TOPICS.items() for word in words
+                             for number in range(40)))
     command = settings(arch, more, text, pairs=pairs, start=out, teacher=teacher, steps=250)
     pretrain.main(command)
     log = [json.loads(line) for line in (more / "pretrain.jsonl").read_text().splitlines()]
@@ -430,15 +424,15 @@ def test_the_mixture_asks_as_the_readout_does(pretrained):
     names = {label: label for label in data.labels}
     pairs = [make_mixture.pair(example, names, data.columns, rng) for example in data.train[:60]]
     assert {pair["answer"] for pair in pairs} == set(data.labels)
-    assert all(pair["prompt"] == pair["prompt"].rstrip()
-               for pair in pairs), "a prompt that ends in a space"
+    assert all(pair["prompt"] == pair["prompt"].rstrip() for pair in pairs), (
+        "a prompt that ends in a space")
     for pair in pairs[:20]:
         behind = tokenizer.ids(pair["prompt"]) + tokenizer.ids(pair["answer"])
         assert behind == tokenizer.ids(pair["prompt"] + " " + pair["answer"]), pair
     test = {example.texts for example in data.test}
     made = make_mixture.pairs_of("entailment", 1, rng)
-    assert len(made) == len(data.train) and not any(
-        all(text in pair["prompt"] for text in texts) for texts in test for pair in made)
+    assert len(made) == len(data.train)
+    assert not any(all(text in pair["prompt"] for text in texts) for texts in test for pair in made)
 
 
 def test_mistakes_are_named(pretrained, text, tmp_path):
@@ -446,18 +440,17 @@ def test_mistakes_are_named(pretrained, text, tmp_path):
     other = {"llama": "t5", "t5": "llama"}[arch]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"prompt": "the old rose and again a storm", "answer": "garden"}\n')
-    for arguments, message in ((settings(other, "x", text, start=out), "should be a "),
-                               (settings(arch, out, text,
-                                         lr=0.1), "belongs to a run with other settings"),
-                               (settings(arch, "x", None), "give --text, or --pairs"),
-                               (settings(arch, "x", text, teacher=out), "--pairs beside it"),
-                               (settings(arch, "x", None, pairs=pairs), "--pairs needs .* --start"),
-                               (settings(arch, "x", None, pairs=pairs, start=out, objective="mlm"),
-                                "--pairs needs --objective clm or spans"),
-                               (settings(arch, tmp_path / "y", None, pairs=pairs, start=out,
-                                         length=3),
-                                "no pair fits in --length 3"), (settings(arch, "x", text,
-                                                                         length=0), "--length 0")):
+    for arguments, message in (
+            (settings(other, "x", text, start=out), "should be a "),
+            (settings(arch, out, text, lr=0.1), "belongs to a run with other settings"),
+            (settings(arch, "x", None), "give --text, or --pairs"),
+            (settings(arch, "x", text, teacher=out), "--pairs beside it"),
+            (settings(arch, "x", None, pairs=pairs), "--pairs needs .* --start"),
+            (settings(arch, "x", None, pairs=pairs, start=out, objective="mlm"),
+             "--pairs needs --objective clm or spans"),
+            (settings(arch, tmp_path / "y", None, pairs=pairs, start=out, length=3),
+             "no pair fits in --length 3"),
+            (settings(arch, "x", text, length=0), "--length 0")):
         with pytest.raises(InputError, match=message):
             pretrain.main(arguments)
     (tmp_path / "blank.txt").write_text("\n \n")
@@ -466,8 +459,7 @@ def test_mistakes_are_named(pretrained, text, tmp_path):
 
 
 def test_the_usual_shapes_fit_in_12_megabytes_beside_their_tokenizers(arch):
-    pieces, files = {"llama": (8000, 0.65e6),
-                     "t5": (8100, 0.8e6)}[arch]  # bytes of a tokenizer.json
+    pieces, files = {"llama": (8000, 0.65e6), "t5": (8100, 0.8e6)}[arch]  # bytes: of tokenizer.json
     a = pretrain.parse(["--out", "x", "--text", "x", "--objective", OBJECTIVES[arch]])
 
     class Sized(SimpleNamespace):
@@ -483,5 +475,5 @@ def test_the_usual_shapes_fit_in_12_megabytes_beside_their_tokenizers(arch):
 def test_a_text_that_stands_twice_in_a_file_is_read_once(tmp_path):
     (tmp_path / "a.txt").write_text("one\n two\t\n\none\n")
     (tmp_path / "b.txt").write_text("one\n")
-    assert read_documents([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt:3"]) == (["one", "two",
-                                                                             "one"], [1, 1, 3])
+    assert read_documents([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt:3"]) == (
+        ["one", "two", "one"], [1, 1, 3])

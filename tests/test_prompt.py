@@ -1,4 +1,4 @@
-"""Prompts: every text is put in once and as it is, the space belongs to the label, and only texts are ever cut."""
+"""Prompts: each text goes in once as it is, the label has the space, only texts are ever cut."""
 import json
 import re
 
@@ -16,8 +16,9 @@ from minillmclf.classify.label_text.wordings import (WORDINGS, default_template,
 REVIEW = "Review: {text}\nSentiment: {label}"
 PAIR = "Premise: {a}\nClaim: {b}\nTrue? {label}"
 MASKED = "It was {label}. {text}"
-nasty = st.text(st.sampled_from("ab {}\n") | st.characters(exclude_categories=["Cs"]), max_size=30) \
-    | st.sampled_from(["{label}", "{text}", "{a}", "{b}{a}", "{{label}}", "\\1", "{0}", "{ }"])
+nasty = (
+    st.text(st.sampled_from("ab {}\n") | st.characters(exclude_categories=["Cs"]), max_size=30)
+    | st.sampled_from(["{label}", "{text}", "{a}", "{b}{a}", "{{label}}", "\\1", "{0}", "{ }"]))
 
 
 def words(text):
@@ -27,14 +28,13 @@ def words(text):
 COUNTS = {"characters": len, "words": words, "bytes": lambda text: len(text.encode())}
 
 
-# ---------------------------------------------------------------------------------------------------- templates
+# ---------------------------------------------------------------------------------------- templates
 
 def test_a_template_is_cut_at_the_label_and_the_space_goes_with_the_label():
     t = Template(REVIEW)
     assert (t.text, t.fields) == (REVIEW, ("text",))
-    assert t.prompt([
-        "Great."
-    ]) == "Review: Great.\nSentiment:", "the prompt ends in a space: one more lone piece"
+    assert t.prompt(["Great."]) == "Review: Great.\nSentiment:", (
+        "the prompt ends in a space: one more lone piece")
     assert t.continuation("positive") == " positive"
     assert t.tail(["Great."]) == ""
     assert t.example(["Great."], "positive") == "Review: Great.\nSentiment: positive"
@@ -52,32 +52,31 @@ def test_a_template_is_cut_at_the_label_and_the_space_goes_with_the_label():
 ])
 def test_what_joins_the_label_to_the_prompt(text, prompt, answer):
     t = Template(text)
-    assert (t.prompt(["x"]), t.continuation("yes"), t.example(["x"], "yes")) == (prompt, answer,
-                                                                                 prompt + answer)
+    assert t.prompt(["x"]) == prompt and t.continuation("yes") == answer
+    assert t.example(["x"], "yes") == prompt + answer
 
 
 def test_what_stands_behind_the_label():
     chat = Template("<|user|>\n{text}\n<|assistant|>\n{label}<|end|>\n")
-    assert chat.tail([
-        "x"
-    ]) == "<|end|>\n" and not chat.has_text_after_label, "fixed words behind the label are no text"
-    assert chat.example([
-        "x"
-    ], "yes") == "<|user|>\nx\n<|assistant|>\nyes<|end|>", "white space at the end is stripped"
+    assert chat.tail(["x"]) == "<|end|>\n" and not chat.has_text_after_label, (
+        "fixed words behind the label are no text")
+    assert chat.example(["x"], "yes") == "<|user|>\nx\n<|assistant|>\nyes<|end|>", (
+        "white space at the end is stripped")
     masked = Template(MASKED)
-    assert (masked.prompt(["x"]), masked.continuation("good"),
-            masked.tail(["x"])) == ("It was", " good", ". x")
+    assert (masked.prompt(["x"]), masked.continuation("good"), masked.tail(["x"])) == (
+        "It was", " good", ". x")
     assert masked.has_text_after_label, "a decoder would never see the text of this one"
-    assert Template(
-        "{text}{label}{text}").has_text_after_label and not Template(REVIEW).has_text_after_label
+    assert (Template("{text}{label}{text}").has_text_after_label
+            and not Template(REVIEW).has_text_after_label)
 
 
 @settings(max_examples=200, deadline=None)
 @given(nasty, nasty, st.sampled_from(["yes", "{a}", "{b} {label}"]))
 def test_texts_and_labels_are_put_in_as_they_are(a, b, label):
     t = Template("{b}|{a}|{label}|{a}|{b}|", ("a", "b"))
-    assert t.prompt([a, b]) + t.continuation(label) + t.tail([a, b]) == f"{b}|{a}|{label}|{a}|{b}|", \
-        "a text that holds a name in braces was taken for a field"
+    whole = t.prompt([a, b]) + t.continuation(label) + t.tail([a, b])
+    assert whole == f"{b}|{a}|{label}|{a}|{b}|", (
+        "a text that holds a name in braces was taken for a field")
 
 
 def test_a_substitution_in_two_passes_would_be_seen():
@@ -133,7 +132,7 @@ def test_an_empty_label_is_refused():
     refused(lambda: Prompt(Template(REVIEW), shots=[(("x",), "")]), "empty")
 
 
-# ------------------------------------------------------------------------------------------------------ prompts
+# ------------------------------------------------------------------------------------------ prompts
 
 SHOTS = [(("Good {text}.",), "positive"), (("Bad.",), "negative")]
 
@@ -151,8 +150,8 @@ def test_without_instruction_and_shots_a_prompt_is_its_template():
     for instruction in ("", " \n"):
         assert Prompt(Template(REVIEW), instruction).render(["x"]) == Template(REVIEW).prompt(["x"])
     assert Prompt(Template(REVIEW), "Go.").render(["x"]) == "Go.\n\nReview: x\nSentiment:"
-    assert Prompt(Template(REVIEW), "",
-                  SHOTS[1:]).render(["x"]).startswith("Review: Bad."), "an empty block in front"
+    assert Prompt(Template(REVIEW), "", SHOTS[1:]).render(["x"]).startswith("Review: Bad."), (
+        "an empty block in front")
     assert Prompt(Template(MASKED)).tail(["x"]) == ". x"
 
 
@@ -161,11 +160,9 @@ def test_shots_of_a_chat_format_are_whole_turns():
     assert prompt.render(["y"]) + prompt.tail(["y"]) == "<u>x<a>yes<end>\n\n<u>y<a><end>"
 
 
-prompts = st.sampled_from([
-    Prompt(Template(PAIR, ("a", "b"))),
-    Prompt(Template(PAIR, ("a", "b")), "Judge."),
-    Prompt(Template("{a} is {label}, {b} says", ("a", "b")), "Judge.", [(("x", "y"), "no")])
-])
+prompts = st.sampled_from(
+    [Prompt(Template(PAIR, ("a", "b"))), Prompt(Template(PAIR, ("a", "b")), "Judge."),
+     Prompt(Template("{a} is {label}, {b} says", ("a", "b")), "Judge.", [(("x", "y"), "no")])])
 counts = st.sampled_from(sorted(COUNTS))
 long_texts = st.tuples(st.text("ab é", max_size=60), st.text("ab é", max_size=60))
 
@@ -178,28 +175,27 @@ def test_fitted_never_passes_the_budget_and_cuts_no_more_than_it_must(prompt, te
         kept, cut = prompt.fit_texts(texts, count, budget)
     except InputError:
         shortest = tuple(text[:1].rstrip() if len(text) > 1 else text for text in texts)
-        assert prompt.num_tokens(shortest,
-                                 count) > budget, "refused, though one character of each fits"
+        assert prompt.num_tokens(shortest, count) > budget, (
+            "refused, though one character of each fits")
         return
     assert prompt.num_tokens(kept, count) <= budget, "what is fitted does not fit"
-    assert cut == (count(untouched)
-                   > budget), "a row that fits was cut, or one that does not was not"
-    assert all(text.startswith(short)
-               for text, short in zip(texts, kept)), "something else than the end was cut"
+    assert cut == (count(untouched) > budget), (
+        "a row that fits was cut, or one that does not was not")
+    assert all(text.startswith(short) for text, short in zip(texts, kept)), (
+        "something else than the end was cut")
     if not cut:
         assert kept == texts
         return
     cap = largest_cap(prompt, texts, count, budget)
-    assert kept == tuple(text if len(text) <= cap else text[:cap].rstrip()
-                         for text in texts), f"the cap is {cap}"
+    assert kept == tuple(text if len(text) <= cap else text[:cap].rstrip() for text in texts), (
+        f"the cap is {cap}")
 
 
 def largest_cap(prompt, texts, count, budget):
     """The slow way: one cap after the other, from above."""
     for cap in range(60, 0, -1):
-        if prompt.num_tokens(
-                tuple(text if len(text) <= cap else text[:cap].rstrip() for text in texts),
-                count) <= budget:
+        wider = tuple(text if len(text) <= cap else text[:cap].rstrip() for text in texts)
+        if prompt.num_tokens(wider, count) <= budget:
             return cap
 
 
@@ -218,12 +214,10 @@ def test_instruction_shots_label_and_fixed_words_are_never_cut():
     fixed = len(prompt.render([""]))
     (kept,), cut = prompt.fit_texts(["z" * 500], len, fixed + 7)
     assert (kept, cut) == ("z" * 7, True)
-    assert prompt.render([kept
-                          ]) == prompt.render(["QQ"
-                                               ]).replace("QQ",
-                                                          "z" * 7), "more than the text has changed"
-    cut_from_the_left = prompt.render(["z" * 500
-                                       ])[-fixed - 7:]  # what a tokenizer's truncation would leave
+    assert prompt.render([kept]) == prompt.render(["QQ"]).replace("QQ", "z" * 7), (
+        "more than the text has changed")
+    # what a tokenizer's truncation would leave
+    cut_from_the_left = prompt.render(["z" * 500])[-fixed - 7:]
     assert "Judge" in prompt.render([kept]) and "Judge" not in cut_from_the_left
 
 
@@ -246,8 +240,8 @@ def test_a_text_behind_the_label_counts_and_is_cut_as_well():
 def test_a_row_that_fits_is_counted_once_and_a_long_one_log_n_times():
     def asked(budget):
         asks = []
-        Prompt(Template("{text}")).fit_texts(["z" * 1000],
-                                             lambda text: asks.append(text) or len(text), budget)
+        Prompt(Template("{text}")).fit_texts(
+            ["z" * 1000], lambda text: asks.append(text) or len(text), budget)
         return len(asks)
     assert asked(1000) == 1
     assert max(asked(budget) for budget in (1, 2, 499, 777, 999)) <= 12, "not a bisection"
@@ -265,7 +259,7 @@ def test_shorten_finds_what_a_search_one_by_one_finds():
     refused(lambda: shorten_texts([""], lambda texts: 1, 0), "takes 1 tokens without its texts")
 
 
-# ----------------------------------------------------------------------------------------------------- wordings
+# ----------------------------------------------------------------------------------------- wordings
 
 def test_wordings_are_templates_for_any_fields():
     assert len(WORDINGS) >= 5 and len(set(WORDINGS)) == len(WORDINGS)
@@ -276,16 +270,15 @@ def test_wordings_are_templates_for_any_fields():
         for wording in wordings(fields):
             t = Template(wording, fields)
             prompt = t.prompt([f"<{name}>" for name in fields])
-            assert re.findall("<(.*?)>",
-                              prompt) == list(fields), f"each text once, in order: {prompt!r}"
-            assert t.continuation(
-                "x"
-            ) == " x" and not t.has_text_after_label and "\n\n" not in prompt, "a blank line parts the shots"
-    assert default_template(
-        ("premise", "claim")) == "Text A: {premise}\nText B: {claim}\nLabel: {label}"
+            assert re.findall("<(.*?)>", prompt) == list(fields), (
+                f"each text once, in order: {prompt!r}")
+            assert (t.continuation("x") == " x" and not t.has_text_after_label
+                    and "\n\n" not in prompt), "a blank line parts the shots"
+    assert (default_template(("premise", "claim"))
+            == "Text A: {premise}\nText B: {claim}\nLabel: {label}")
 
 
-# ------------------------------------------------------------------------------------------ from the command line
+# ---------------------------------------------------------------------------- from the command line
 
 def test_a_template_from_the_command_line(tmp_path):
     assert read_template(r"A: {text}\nB:\t{label}") == "A: {text}\nB:\t{label}"
@@ -296,8 +289,10 @@ def test_a_template_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("content, expected", [
-    (b"<u>\n{text}\n<a>\n{label}", "<u>\n{text}\n<a>\n{label}"), (b"{text}\n", "{text}"), (b"{text}\n\n", "{text}\n"),
-    (b"{text}\r\n{label}\r\n", "{text}\n{label}"), (b"\xef\xbb\xbf{text}: ", "{text}: "), (rb"{text}\n", r"{text}\n")])
+    (b"<u>\n{text}\n<a>\n{label}", "<u>\n{text}\n<a>\n{label}"), (b"{text}\n", "{text}"),
+    (b"{text}\n\n", "{text}\n"),
+    (b"{text}\r\n{label}\r\n", "{text}\n{label}"), (b"\xef\xbb\xbf{text}: ", "{text}: "),
+    (rb"{text}\n", r"{text}\n")])
 def test_a_template_from_a_file_is_kept_but_for_one_newline(tmp_path, content, expected):
     (tmp_path / "t.txt").write_bytes(content)
     assert read_template(str(tmp_path / "t.txt")) == expected
@@ -309,9 +304,8 @@ def test_a_template_file_that_is_not_utf8_is_refused(tmp_path):
 
 
 def test_a_class_is_called_by_its_name_where_nothing_else_is_said():
-    assert read_label_texts("",
-                            ["very_good", "so-so", "-1"
-                             ]) == {"very_good": ["very good"], "so-so": ["so so"], "-1": ["-1"]}
+    assert read_label_texts("", ["very_good", "so-so", "-1"]) == {"very_good": ["very good"],
+                                                                  "so-so": ["so so"], "-1": ["-1"]}
     refused(lambda: read_label_texts("", ["a_b", "a-b"]), "'a b'", "'a_b'", "'a-b'")
     refused(lambda: read_label_texts("", ["a", "_"]), "'_'")
 
@@ -340,8 +334,8 @@ def test_label_texts_from_json_and_from_a_file(tmp_path):
 def test_label_texts_that_do_not_tell_the_classes_apart_are_refused(said, parts, tmp_path):
     refused(lambda: read_label_texts(json.dumps(said), ["a", "b"]), "label texts", *parts)
     (tmp_path / "texts.json").write_text(json.dumps(said), encoding="utf-8")
-    refused(lambda: read_label_texts(str(tmp_path / "texts.json"), ["a", "b"]), "texts.json",
-            *parts)
+    refused(lambda: read_label_texts(str(tmp_path / "texts.json"), ["a", "b"]),
+            "texts.json", *parts)
 
 
 def test_label_texts_that_cannot_be_read_are_refused(tmp_path):

@@ -1,11 +1,12 @@
 """Are our four bits bitsandbytes' four bits, and would the tests notice if they were not?
 
-References: bitsandbytes itself on drawn tensors (bytes and statistics to the last bit), transformers with bitsandbytes
-for files in both directions, an ordinary linear layer of the dequantised weight for outputs and gradients. Known-wrong
-variants must fail.
+References: bitsandbytes itself on drawn tensors (bytes and statistics to the last bit),
+transformers with bitsandbytes for files in both directions, an ordinary linear layer of the
+dequantised weight for outputs and gradients. Known-wrong variants must fail.
 
-bitsandbytes 0.50.2 itself is wrong on CPUs with AVX-512 where the width of a matrix is a multiple of 16 but not of 64:
-its kernel takes the absmax of other blocks. So as a reference it reads a tensor as one row, or gets widths of 64 k.
+bitsandbytes 0.50.2 itself is wrong on CPUs with AVX-512 where the width of a matrix is a multiple
+of 16 but not of 64: its kernel takes the absmax of other blocks. So as a reference it reads a
+tensor as one row, or gets widths of 64 k.
 """
 import importlib.util
 import json
@@ -40,9 +41,10 @@ def normal(*shape, seed=0):
 
 
 def normal_quantiles():
-    """NF4 from its definition -> (16,) float64: the normal distribution's quantiles, 8 from the lower end to 0 and 9
-    from 0 to the upper, 0 in common, at equal distances in probability, divided by the largest. The ends stop half a
-    step (the mean of both halves') before probabilities 0 and 1, whose quantiles are infinite."""
+    """NF4 from its definition -> (16,) float64: the normal distribution's quantiles, 8 from the
+    lower end to 0 and 9 from 0 to the upper, 0 in common, at equal distances in probability,
+    divided by the largest. The ends stop half a step (the mean of both halves') before
+    probabilities 0 and 1, whose quantiles are infinite."""
     end = 1 - (1 / 32 + 1 / 30) / 2
     above = torch.special.ndtri(torch.linspace(0.5, end, 9, dtype=torch.float64))
     below = -torch.special.ndtri(torch.linspace(0.5, end, 8, dtype=torch.float64))
@@ -66,18 +68,17 @@ def linear(bias=True, width=96, out=40, **options):
     return layer, full
 
 
-# ------------------------------------------------------------------------------------------------ bits
+# --------------------------------------------------------------------------------------------- bits
 
 @st.composite
 def tensors(draw):
     """Any shape, scale and dtype, with zeros in places: whole blocks of them, or the ragged end."""
-    shape = draw(
-        st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 80)),
-                  st.tuples(st.integers(1, 40000))))
-    x = normal(math.prod(shape), seed=draw(st.integers(0, 2**31))) * 10.0**draw(st.integers(
-        -30, 20))
-    start, end = sorted(draw(st.tuples(*[st.integers(0, len(x))] *
-                                       2))) if draw(st.booleans()) else (0, 0)
+    shape = draw(st.one_of(st.tuples(st.integers(1, 40), st.integers(1, 80)),
+                           st.tuples(st.integers(1, 40000))))
+    x = normal(math.prod(shape), seed=draw(st.integers(0, 2**31)))
+    x = x * 10.0 ** draw(st.integers(-30, 20))
+    start, end = (sorted(draw(st.tuples(*[st.integers(0, len(x))] * 2)))
+                  if draw(st.booleans()) else (0, 0))
     x[start:end] = 0
     return x.view(shape).to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
 
@@ -88,18 +89,14 @@ def difference(x, kind, blocksize, double):
     packed, state = reference.quantize_4bit(x, blocksize=blocksize, compress_statistics=double,
                                             quant_type=kind)
     q = quant.quantise(x, kind, blocksize, double)
-    state.shape = torch.Size([2 * len(packed)])  # read as one row, without the odd end
+    state.shape = torch.Size([2 * len(packed)])               # read as one row, without the odd end
     values = reference.dequantize_4bit(packed, state).flatten()[:x.numel()].view(x.shape)
     pairs = {"packed bytes": (q.packed, packed), "absmax": (q.absmax, state.absmax)}
     if double:
-        pairs |= {
-            "offset": (q.offset, state.offset),
-            "nested absmax": (q.nested_absmax, state.state2.absmax)
-        }
-    pairs |= {
-        "values": (quant.dequantise(q), values),
-        "kernel's values": (fast_dequantise(q, x.dtype), values)
-    }
+        pairs |= {"offset": (q.offset, state.offset),
+                  "nested absmax": (q.nested_absmax, state.state2.absmax)}
+    pairs |= {"values": (quant.dequantise(q), values),
+              "kernel's values": (fast_dequantise(q, x.dtype), values)}
     return next((name for name, (ours, theirs) in pairs.items()
                  if ours.dtype != theirs.dtype or not torch.equal(ours, theirs)), None)
 
@@ -113,32 +110,32 @@ def test_rows_that_are_no_whole_blocks_are_read_right(width):
 
 
 @needs_kernels
-@given(x=tensors(), kind=st.sampled_from(["nf4", "fp4"]), blocksize=st.sampled_from([64, 64, 32, 256]),
-       double=st.booleans())
+@given(x=tensors(), kind=st.sampled_from(["nf4", "fp4"]),
+       blocksize=st.sampled_from([64, 64, 32, 256]), double=st.booleans())
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_every_bit_is_that_of_bitsandbytes(x, kind, blocksize, double):
     found = difference(x, kind, blocksize, double)
-    assert found is None, f"{kind}, {tuple(x.shape)} {x.dtype}, blocks of {blocksize}, double {double}: {found} differ"
+    assert found is None, (
+        f"{kind}, {tuple(x.shape)} {x.dtype}, blocks of {blocksize}, double {double}: "
+        f"{found} differ")
 
 
 @needs_kernels
 def test_the_codes_are_those_of_bitsandbytes_and_of_the_paper():
     import bitsandbytes.functional as reference
     for kind, code in CODES.items():
-        assert torch.equal(code,
-                           reference.get_4bit_type(kind,
-                                                   device="cpu")), f"{kind} means other numbers"
-    assert torch.equal(dynamic_map(),
-                       reference.create_dynamic_map()), "the 8-bit map of absmax is another"
-    assert (normal_quantiles() -
-            CODES["nf4"]).abs().max() < 3e-7, "NF4 is not what its definition gives"
+        assert torch.equal(code, reference.get_4bit_type(kind, device="cpu")), (
+            f"{kind} means other numbers")
+    assert torch.equal(dynamic_map(), reference.create_dynamic_map()), (
+        "the 8-bit map of absmax is another")
+    assert (normal_quantiles() - CODES["nf4"]).abs().max() < 3e-7, (
+        "NF4 is not what its definition gives")
 
 
 def low_half_first(patch):
-    patch.setattr(
-        quant, "dequantise", lambda q, dtype=None: dequantise(
-            quant.Quantised(q.packed >> 4 | q.packed << 4, q.absmax, q.kind, q.blocksize, q.shape, q
-                            .dtype, q.nested_absmax, q.offset), dtype))
+    patch.setattr(quant, "dequantise", lambda q, dtype=None: dequantise(
+        quant.Quantised(q.packed >> 4 | q.packed << 4, q.absmax, q.kind, q.blocksize, q.shape,
+                        q.dtype, q.nested_absmax, q.offset), dtype))
 
 
 def mean_stays(patch):
@@ -153,17 +150,18 @@ def no_grid(patch):
     def exact(absmax):
         rows = quant.in_blocks(absmax - absmax.mean(), 256)
         nested = rows.abs().amax(1)
-        return quant.nearest_codes(rows / nested[:, None],
-                                   dynamic_map()).flatten()[:len(absmax)], nested, absmax.mean()
+        return (quant.nearest_codes(rows / nested[:, None], dynamic_map()).flatten()[:len(absmax)],
+                nested, absmax.mean())
     patch.setattr(quant, "quantise_absmax", exact)
 
 
 def other_blocks(patch):
     right = quant.in_blocks
-    patch.setattr(
-        quant, "in_blocks",
-        lambda x, size: right(x, size).view(-1, 2 * size).repeat_interleave(2, 0)[:, :size]
-        if size == 64 else right(x, size))
+
+    def pairs(x, size):
+        rows = right(x, size)
+        return rows.view(-1, 2 * size).repeat_interleave(2, 0)[:, :size] if size == 64 else rows
+    patch.setattr(quant, "in_blocks", pairs)
 
 
 def fp4_for_nf4(patch):
@@ -176,10 +174,8 @@ def one_absmax(patch):
     patch.setattr(torch.Tensor, "amax", lambda x, dim: right(x, dim) * 0 + x.max())
 
 
-WRONG = {
-    low_half_first: "values", mean_stays: "absmax", no_grid: "absmax", other_blocks: "packed bytes",
-    fp4_for_nf4: "packed bytes", one_absmax: "packed bytes"
-}
+WRONG = {low_half_first: "values", mean_stays: "absmax", no_grid: "absmax",
+         other_blocks: "packed bytes", fp4_for_nf4: "packed bytes", one_absmax: "packed bytes"}
 
 
 @needs_kernels
@@ -188,17 +184,16 @@ def test_a_wrong_variant_is_noticed(wrong, where, monkeypatch):
     x = normal(512, 512)
     assert difference(x, "nf4", 64, True) is None
     wrong(monkeypatch)
-    assert difference(
-        x, "nf4", 64,
-        True) == where, f"{wrong.__name__} is not noticed, or elsewhere than in {where}"
+    assert difference(x, "nf4", 64, True) == where, (
+        f"{wrong.__name__} is not noticed, or elsewhere than in {where}")
 
 
-# ------------------------------------------------------------------------------------------------ the fused product
+# -------------------------------------------------------------------------------- the fused product
 
 FUSED = INSTALLED and quant.has_fused_product()
 needs_fused = pytest.mark.skipif(not FUSED,
                                  reason="bitsandbytes has a fused product for AVX512-BF16 only")
-BF16_STEP = 2.0**-8  # rounding moves a number by half of this share of it at most
+BF16_STEP = 2.0 ** -8                  # rounding moves a number by half of this share of it at most
 
 
 def products(layer, x):
@@ -211,13 +206,13 @@ def products(layer, x):
 @needs_fused
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("kind, double, out, width", [
-    ("nf4", True, 32, 64), ("nf4", False, 96, 192), ("fp4", True, 64, 320), ("nf4", True, 256, 1024)])
+    ("nf4", True, 32, 64), ("nf4", False, 96, 192), ("fp4", True, 64, 320),
+    ("nf4", True, 256, 1024)])
 def test_the_fused_product_is_exact_within_the_rounding_of_bf16(kind, double, out, width, rows):
     layer = Linear4bit.from_linear(normal(out, width), kind=kind, double=double)
     found, exact = products(layer, normal(rows, width, seed=2).bfloat16())
-    terms = F.linear(
-        normal(rows, width, seed=2).bfloat16().double().abs(),
-        layer.dequantised().double().abs())
+    terms = F.linear(normal(rows, width, seed=2).bfloat16().double().abs(),
+                     layer.dequantised().double().abs())
     # each code, each absmax, their product and the sum are rounded once to bf16
     assert ((found - exact).abs() <= 2 * BF16_STEP * terms).all()
     assert (found - exact).norm() < 1.5 * BF16_STEP * exact.norm()
@@ -226,14 +221,14 @@ def test_the_fused_product_is_exact_within_the_rounding_of_bf16(kind, double, ou
 def other_halves(patch):
     right = quant.interleave
     patch.setattr(
-        quant, "interleave", lambda q: ((lambda packed, absmax: (packed >> 4 | packed << 4, absmax))
-                                        (*right(q))))
+        quant, "interleave",
+        lambda q: ((lambda packed, absmax: (packed >> 4 | packed << 4, absmax))(*right(q))))
 
 
 def other_columns(patch):
     right = quant.interleave
-    patch.setattr(quant, "interleave", lambda q: ((lambda packed, absmax: (packed, absmax.flip(0)))
-                                                  (*right(q))))
+    patch.setattr(quant, "interleave",
+                  lambda q: ((lambda packed, absmax: (packed, absmax.flip(0)))(*right(q))))
 
 
 @needs_fused
@@ -247,15 +242,19 @@ def test_a_wrong_layout_is_noticed(wrong, monkeypatch):
 
 @needs_fused
 @pytest.mark.parametrize("case, rows, out, width, dtype, grad, fused", [
-    ("few rows", 64, 32, 64, torch.bfloat16, False, True), ("one row", 1, 32, 64, torch.bfloat16, False, True),
-    ("many rows", 65, 32, 64, torch.bfloat16, False, False), ("fp32", 4, 32, 64, torch.float32, False, False),
-    ("training", 4, 32, 64, torch.bfloat16, True, False), ("odd rows of W", 4, 40, 64, torch.bfloat16, False, False),
-    ("cut blocks", 4, 32, 96, torch.bfloat16, False, False), ("no rows", 0, 32, 64, torch.bfloat16, False, False)])
+    ("few rows", 64, 32, 64, torch.bfloat16, False, True),
+    ("one row", 1, 32, 64, torch.bfloat16, False, True),
+    ("many rows", 65, 32, 64, torch.bfloat16, False, False),
+    ("fp32", 4, 32, 64, torch.float32, False, False),
+    ("training", 4, 32, 64, torch.bfloat16, True, False),
+    ("odd rows of W", 4, 40, 64, torch.bfloat16, False, False),
+    ("cut blocks", 4, 32, 96, torch.bfloat16, False, False),
+    ("no rows", 0, 32, 64, torch.bfloat16, False, False)])
 def test_when_the_fused_product_is_taken(case, rows, out, width, dtype, grad, fused, monkeypatch):
     calls, right = [], quant.fused_product
     monkeypatch.setattr(quant, "fused_product", lambda *given: (calls.append(1), right(*given))[1])
-    layer, x = Linear4bit.from_linear(normal(out, width), normal(out)), normal(rows, width,
-                                                                               seed=2).to(dtype)
+    layer = Linear4bit.from_linear(normal(out, width), normal(out))
+    x = normal(rows, width, seed=2).to(dtype)
     with torch.set_grad_enabled(grad):
         y = layer(x)
     assert bool(calls) == fused and y.dtype == dtype and y.shape == (rows, out), case
@@ -272,7 +271,7 @@ def test_importing_the_kernels_says_nothing():
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
-# ------------------------------------------------------------------------------------------------ error and memory
+# --------------------------------------------------------------------------------- error and memory
 
 @pytest.mark.parametrize("kind, expected", [("nf4", 0.092), ("fp4", 0.122)])
 @pytest.mark.parametrize("scale", [0.02, 1.0])
@@ -280,24 +279,26 @@ def test_the_error_on_normal_weights(kind, expected, scale):
     x = normal(512, 512) * scale
     single, double = ((dequantise(quantise(x, kind, double=d)) - x).norm() / x.norm()
                       for d in (False, True))
-    assert abs(single - expected) < 1e-3 and abs(double - expected) < 2e-3, \
-        f"{kind} changes normal weights by {single:.4f}, {double:.4f} doubly quantised, published is {expected}"
+    assert abs(single - expected) < 1e-3 and abs(double - expected) < 2e-3, (
+        f"{kind} changes normal weights by {single:.4f}, {double:.4f} doubly quantised, published "
+        f"is {expected}")
 
 
 @pytest.mark.parametrize("double, bits", [(False, 4.5), (True, 4.127)])
 def test_a_layer_takes_the_memory_of_the_formula(double, bits):
     layer = Linear4bit.from_linear(normal(512, 1024), double=double)
-    held = 8 * sum(b.numel() * b.element_size()
-                   for b in layer.buffers() if b.dim())  # the offset: one for a layer
+    # the buffer without dimensions is the offset, one for a layer
+    held = 8 * sum(b.numel() * b.element_size() for b in layer.buffers() if b.dim())
     assert held / (512 * 1024) == bits_per_parameter(double=double) == pytest.approx(bits, abs=1e-4)
     assert not list(layer.parameters()), "the 4-bit weight would be given to an optimiser"
 
 
-# ------------------------------------------------------------------------------------------------ the layer
+# ---------------------------------------------------------------------------------------- the layer
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind, double, bias", [("nf4", True, True), ("nf4", False, False), ("fp4", True, True)])
+@pytest.mark.parametrize("kind, double, bias", [
+    ("nf4", True, True), ("nf4", False, False), ("fp4", True, True)])
 def test_outputs_and_gradients_are_those_of_the_dequantised_layer(kind, double, bias, dtype):
     layer, full = linear(bias, kind=kind, double=double)
     full, upstream = full.to(dtype), normal(2, 5, 40, seed=3).to(dtype)
@@ -306,14 +307,14 @@ def test_outputs_and_gradients_are_those_of_the_dequantised_layer(kind, double, 
     for y in outputs:
         y.backward(upstream)
     for name, y, x in zip(("on the kernels", "by hand"), outputs[1:], inputs[1:]):
-        assert torch.equal(
-            y, outputs[0]), f"the layer {name} answers other than the linear layer of its weight"
-        assert torch.equal(x.grad,
-                           inputs[0].grad), f"the gradient {name} is not that of the linear layer"
+        assert torch.equal(y, outputs[0]), (
+            f"the layer {name} answers other than the linear layer of its weight")
+        assert torch.equal(x.grad, inputs[0].grad), (
+            f"the gradient {name} is not that of the linear layer")
     if bias:                                                    # twice: layer and by hand
         tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
-        assert torch.allclose(layer.bias.grad.to(dtype), 2 * full.bias.grad,
-                              rtol=tolerance), "the bias learns other"
+        assert torch.allclose(layer.bias.grad.to(dtype), 2 * full.bias.grad, rtol=tolerance), (
+            "the bias learns other")
 
 
 @needs_kernels
@@ -324,8 +325,8 @@ def test_the_layer_computes_what_bitsandbytes_layer_computes():
         theirs = reference.nn.Params4bit(weight, quant_type="nf4").to("cpu")
         layer = Linear4bit.from_linear(weight)
         y = reference.matmul_4bit(x, theirs, theirs.quant_state)
-        assert torch.allclose(layer(
-            x), y, atol=1e-6), f"a weight {tuple(weight.shape)} answers other than bitsandbytes'"
+        assert torch.allclose(layer(x), y, atol=1e-6), (
+            f"a weight {tuple(weight.shape)} answers other than bitsandbytes'")
 
 
 @needs_kernels
@@ -334,8 +335,8 @@ def test_forward_and_backward_see_the_same_weight_whatever_it_was_made_from():
     x = normal(3, 96).requires_grad_()
     layer(x).sum().backward()
     expected = dequantise(layer.quantised, torch.float32).sum(0).expand(3, 96)
-    assert torch.allclose(x.grad, expected,
-                          atol=1e-5), "float32 gradients see a weight that was rounded to bfloat16"
+    assert torch.allclose(x.grad, expected, atol=1e-5), (
+        "float32 gradients see a weight that was rounded to bfloat16")
 
 
 @needs_kernels
@@ -343,8 +344,8 @@ def test_a_single_vector_passes_both_ways():
     layer, full = linear()
     for run in (layer, full):
         run(normal(96)).sum().backward()
-    assert torch.equal(layer(normal(96)), full(normal(96))) and torch.equal(
-        layer.bias.grad, full.bias.grad)
+    assert torch.equal(layer(normal(96)), full(normal(96)))
+    assert torch.equal(layer.bias.grad, full.bias.grad)
 
 
 @needs_kernels
@@ -354,8 +355,8 @@ def test_the_full_weight_is_not_kept_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
         y = layer(normal(3, 96).requires_grad_())
     kept += [t.shape for t in vars(y.grad_fn).values() if torch.is_tensor(t)]
-    assert y.requires_grad and (
-        96, 96) not in kept, "between forward and backward a dequantised weight lies in memory"
+    assert y.requires_grad and (96, 96) not in kept, (
+        "between forward and backward a dequantised weight lies in memory")
 
 
 @needs_kernels
@@ -364,61 +365,59 @@ def test_autocast_and_a_change_of_dtype_leave_the_statistics_alone():
     before = {name: b.clone() for name, b in layer.named_buffers()}
     moved = nn.Sequential(layer).to(torch.bfloat16)[0]
     assert moved.bias.dtype == torch.bfloat16
-    assert all(torch.equal(b, before[name]) and b.dtype == before[name].dtype for name, b in moved.named_buffers()), \
-        "model.to(bfloat16) rounds absmax: the layer has another weight now"
+    same = [torch.equal(b, before[name]) and b.dtype == before[name].dtype
+            for name, b in moved.named_buffers()]
+    assert all(same), "model.to(bfloat16) rounds absmax: the layer has another weight now"
     with torch.autocast("cpu", torch.bfloat16):
         y, expected = layer(normal(3, 96)), full(normal(3, 96))
     assert y.dtype == torch.bfloat16 and torch.allclose(y, expected, rtol=2e-2, atol=2e-2)
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 @pytest.mark.parametrize("kind, double", [("nf4", True), ("nf4", False), ("fp4", True)])
 def test_a_round_trip_through_a_file(tmp_path, kind, double):
     layer, _ = linear(kind=kind, double=double)
-    pair = {
-        f"{i}.{name}": tensor for i in "ab" for name, tensor in layer_to_tensors(
-            Linear4bit.from_linear(layer.dequantised() *
-                                   (1 + (i == "b")), kind=kind, double=double)).items()
-    }
-    save_file(pair,
-              tmp_path / "x.safetensors")  # two layers: safetensors refuses memory that is shared
-    read = {
-        n.removeprefix("a."): t for n, t in load_file(tmp_path / "x.safetensors").items()
-        if n.startswith("a.")
-    }
+    pair = {f"{i}.{name}": tensor for i in "ab"
+            for name, tensor in layer_to_tensors(Linear4bit.from_linear(
+                layer.dequantised() * (1 + (i == "b")), kind=kind, double=double)).items()}
+    # two layers: safetensors refuses memory that is shared
+    save_file(pair, tmp_path / "x.safetensors")
+    read = {n.removeprefix("a."): t
+            for n, t in load_file(tmp_path / "x.safetensors").items() if n.startswith("a.")}
     back = layer_from_tensors(read)
     again = layer_to_tensors(back)
-    assert again.keys() == read.keys() and all(torch.equal(again[n], read[n])
-                                               for n in read), "a second save differs"
+    assert again.keys() == read.keys() and all(torch.equal(again[n], read[n]) for n in read), (
+        "a second save differs")
     assert torch.equal(back.dequantised(),
                        dequantise(quantise(layer.dequantised(), kind, double=double)))
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind, double, dtype", [("nf4", True, torch.float32), ("fp4", False, torch.bfloat16),
-                                                 ("nf4", True, torch.float16)])
+@pytest.mark.parametrize("kind, double, dtype", [
+    ("nf4", True, torch.float32), ("fp4", False, torch.bfloat16), ("nf4", True, torch.float16)])
 def test_the_tensors_are_those_that_bitsandbytes_writes(kind, double, dtype):
     from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
     weight = normal(48, 128).to(dtype)
     packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=double)
-    theirs = {"weight": packed
-              } | {"weight." + name: tensor for name, tensor in state.as_dict(packed=True).items()}
+    theirs = {"weight": packed} | {"weight." + name: tensor
+                                   for name, tensor in state.as_dict(packed=True).items()}
     ours = layer_to_tensors(Linear4bit.from_linear(weight, kind=kind, double=double))
     assert ours.keys() == theirs.keys()
     for name in theirs:
-        assert ours[name].dtype == theirs[name].dtype and torch.equal(
-            ours[name], theirs[name]), f"{name} differs"
-    assert torch.equal(layer_from_tensors(theirs).dequantised(),
-                       dequantize_4bit(packed, state)), "we read other numbers"
+        assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]), (
+            f"{name} differs")
+    assert torch.equal(layer_from_tensors(theirs).dequantised(), dequantize_4bit(packed, state)), (
+        "we read other numbers")
     read = QuantState.from_dict({n: t for n, t in ours.items() if n != "weight"}, device="cpu")
-    assert torch.equal(dequantize_4bit(ours["weight"], read),
-                       dequantize_4bit(packed, state)), "they read other numbers"
+    assert torch.equal(dequantize_4bit(ours["weight"], read), dequantize_4bit(packed, state)), (
+        "they read other numbers")
 
 
 @pytest.fixture(scope="module", params=["llama", "bert"])
 def of_transformers(request, tmp_path_factory):
-    """(a tiny model's folder, its 4-bit copy's folder, the class) as transformers and bitsandbytes write them."""
+    """(a tiny model's folder, its 4-bit copy's folder, the class) as transformers and bitsandbytes
+    write them."""
     transformers = imported("transformers")
     imported("accelerate")
     pytest.importorskip("bitsandbytes", reason="compares with files of bitsandbytes")
@@ -426,11 +425,10 @@ def of_transformers(request, tmp_path_factory):
                  num_attention_heads=4)
     full, small = tmp_path_factory.mktemp("full"), tmp_path_factory.mktemp("small")
     with may_refuse():
-        config, cls = {
-            "llama": (transformers.LlamaConfig(**sizes, num_key_value_heads=2),
-                      transformers.LlamaForCausalLM),
-            "bert": (transformers.BertConfig(**sizes), transformers.BertForSequenceClassification)
-        }[request.param]
+        config, cls = {"llama": (transformers.LlamaConfig(**sizes, num_key_value_heads=2),
+                                 transformers.LlamaForCausalLM),
+                       "bert": (transformers.BertConfig(**sizes),
+                                transformers.BertForSequenceClassification)}[request.param]
         torch.manual_seed(0)
         cls(config).save_pretrained(full)
         bits = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -444,10 +442,8 @@ def layers_of(folder):
     """{module: {suffix: tensor}} of the 4-bit layers in a file."""
     tensors, mark = load_file(folder / "model.safetensors"), ".weight.quant_map"
     modules = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
-    return {
-        m: {n.removeprefix(m + "."): t for n, t in tensors.items() if n.startswith(m + ".weight")}
-        for m in modules
-    }
+    return {m: {n.removeprefix(m + "."): t
+                for n, t in tensors.items() if n.startswith(m + ".weight")} for m in modules}
 
 
 def test_files_of_transformers_are_read_and_written(of_transformers, tmp_path):
@@ -464,8 +460,8 @@ def test_files_of_transformers_are_read_and_written(of_transformers, tmp_path):
         expected = dequantize_4bit(theirs.data, theirs.quant_state)
         assert torch.equal(layer.dequantised(), expected), f"{name}: we read other weights"
         ours = layer_to_tensors(Linear4bit.from_linear(weights[name + ".weight"]))
-        assert all(torch.equal(ours[n], t)
-                   for n, t in tensors.items()), f"{name}: we would write another file"
+        assert all(torch.equal(ours[n], t) for n, t in tensors.items()), (
+            f"{name}: we would write another file")
         shifted = layer_to_tensors(Linear4bit.from_linear(weights[name + ".weight"] * 2))
         written |= {f"{name}.{suffix}": tensor for suffix, tensor in shifted.items()}
     save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
@@ -475,11 +471,11 @@ def test_files_of_transformers_are_read_and_written(of_transformers, tmp_path):
     for name in layers:
         theirs = again.get_submodule(name).weight
         expected = dequantise(quantise(weights[name + ".weight"] * 2))
-        assert torch.equal(dequantize_4bit(theirs.data, theirs.quant_state),
-                           expected), f"{name}: they read other weights"
+        assert torch.equal(dequantize_4bit(theirs.data, theirs.quant_state), expected), (
+            f"{name}: they read other weights")
 
 
-# ------------------------------------------------------------------------------------------------ models
+# ------------------------------------------------------------------------------------------- models
 
 def bert():
     return Classifier.load(MODELS / "bert_classifier")
@@ -490,17 +486,17 @@ def test_linears_are_replaced_and_the_rest_is_named():
     full = {name: p.clone() for name, p in model.named_parameters()}
     replaced, skipped = quantise_linears(model)
     blocks = [f"backbone.layers.{i}." for i in range(len(model.backbone.layers))]
-    assert replaced and all(path.startswith(tuple(blocks))
-                            for path in replaced), f"replaced {replaced}"
-    assert "head.out" in skipped and "backbone.word_embeddings" in skipped and not set(
-        replaced) & set(skipped)
+    assert replaced and all(path.startswith(tuple(blocks)) for path in replaced), (
+        f"replaced {replaced}")
+    assert ("head.out" in skipped and "backbone.word_embeddings" in skipped
+            and not set(replaced) & set(skipped))
     for path in replaced:
         layer = model.get_submodule(path)
         assert isinstance(layer, Linear4bit) and layer.training == model.training
         assert torch.equal(layer.dequantised(), dequantise(quantise(full[path + ".weight"])))
         assert torch.equal(layer.bias, full[path + ".bias"])
-    assert {name.rpartition(".")[0]
-            for name, _ in model.named_parameters()} == set(skipped) | set(replaced)
+    modules = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    assert modules == set(skipped) | set(replaced)
 
 
 def test_linears_are_chosen_by_path():
@@ -511,9 +507,10 @@ def test_linears_are_chosen_by_path():
         quantise_linears(bert(), lambda path: "head" in path)
 
 
-@pytest.mark.parametrize("name", ["bert_masked_lm", "deberta_masked_lm", "gpt2_lm", "llama_lm", "gemma3_lm", "t5_lm"])
+@pytest.mark.parametrize(
+    "name", ["bert_masked_lm", "deberta_masked_lm", "gpt2_lm", "llama_lm", "gemma3_lm", "t5_lm"])
 def test_a_model_is_quantised_as_it_is_read(name):
-    """The loader is written out here: what it must do is call the Quantiser for each tensor of the file."""
+    """The loader is written out: what it must do is call the Quantiser for each tensor."""
     checkpoint, quantiser = Checkpoint(MODELS / name), Quantiser()
     model = build_backbone(checkpoint, lm_head=True)
     table = model.rename_table()
@@ -527,19 +524,19 @@ def test_a_model_is_quantised_as_it_is_read(name):
                 if quantiser.is_chosen(path, module) and not module.weight.is_meta]
         assert not full, f"{full} lie in memory in full"
     replaced, _ = quantiser.list_paths(model)
-    assert not any(t.is_meta
-                   for t in (*model.parameters(), *model.buffers())), "something was not filled"
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
+        "something was not filled")
     assert not any("head" in path or "norm" in path for path in replaced)
     afterwards = load_backbone(MODELS / name)
     assert sorted(quantise_linears(afterwards)[0]) == sorted(replaced)
     ids = torch.arange(1, 9)[None]
     inputs = (ids, torch.ones_like(ids), *((ids, torch.ones_like(ids)) if name == "t5_lm" else ()))
     if INSTALLED:
-        assert torch.equal(model.eval()(*inputs),
-                           afterwards(*inputs)), "quantised while read, it answers otherwise"
+        assert torch.equal(model.eval()(*inputs), afterwards(*inputs)), (
+            "quantised while read, it answers otherwise")
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------- errors
 
 def broken(change):
     tensors = layer_to_tensors(Linear4bit.from_linear(normal(40, 96)))
@@ -565,14 +562,13 @@ BROKEN = {
     "weight.nested_absmax is missing": lambda t: t.pop("weight.nested_absmax"),
     "weight is missing": lambda t: t.pop("weight"),
     r"weight.quant_state.bitsandbytes__\* is missing": lambda t: t.pop(STATE),
-    r"not valid JSON \(Unterminated string": replace(STATE,
-                                                     torch.tensor([123, 34], dtype=torch.uint8)),
+    r"not valid JSON \(Unterminated string": replace(
+        STATE, torch.tensor([123, 34], dtype=torch.uint8)),
     r"is corrupt \('utf-8' codec": replace(
         STATE, torch.tensor([255, 254, 253, 252, 251], dtype=torch.uint8)),
     r"is corrupt \('float' object": replace(STATE, torch.tensor([1.5])),
     r"should be an object, is \[1\]": replace(STATE, torch.tensor(list(b"[1]"), dtype=torch.uint8)),
-    r"quant_type = 'int4'": put("quant_type", "int4"),
-    r"blocksize = 63": put("blocksize", 63),
+    r"quant_type = 'int4'": put("quant_type", "int4"), r"blocksize = 63": put("blocksize", 63),
     r"dtype = 'float64'": put("dtype", "float64"),
     r"nested_blocksize = 128": put("nested_blocksize", 128),
     r"Infinity is no JSON number": put("nested_offset", math.inf),
@@ -584,8 +580,8 @@ BROKEN = {
     r"weight.absmax is float32": replace("weight.absmax", torch.zeros(60)),
     r"weight.nested_absmax is float32": replace("weight.nested_absmax", torch.tensor([math.nan])),
     r"weight.quant_map has other values": replace("weight.quant_map", CODES["fp4"]),
-    r"weight.nested_quant_map has other values": replace("weight.nested_quant_map",
-                                                         torch.zeros(256)),
+    r"weight.nested_quant_map has other values": replace(
+        "weight.nested_quant_map", torch.zeros(256)),
 }
 
 
@@ -593,8 +589,8 @@ BROKEN = {
 def test_a_broken_file_is_one_clear_line(message):
     with pytest.raises(InputError, match=message) as caught:
         layer_from_tensors(broken(BROKEN[message]), where="model.safetensors: layers.3.q_proj")
-    assert "\n" not in str(caught.value) and str(
-        caught.value).startswith("model.safetensors: layers.3.q_proj: ")
+    assert ("\n" not in str(caught.value)
+            and str(caught.value).startswith("model.safetensors: layers.3.q_proj: "))
 
 
 def test_what_cannot_be_quantised_or_computed_is_refused():
@@ -605,7 +601,7 @@ def test_what_cannot_be_quantised_or_computed_is_refused():
     with pytest.raises(InputError, match="not in float16"), torch.autocast("cpu", torch.float16):
         layer(normal(2, 96))
     with pytest.raises(InputError, match="vectors of 96 numbers, not of 40"):
-        layer(normal(2, 40))  # bitsandbytes would turn the weight and go on
+        layer(normal(2, 40))                          # bitsandbytes would turn the weight and go on
     for kind, blocksize in (("int4", 64), ("nf4", 100)):
         with pytest.raises(InputError, match="4-bit kind"):
             quantise(normal(64), kind, blocksize)
@@ -619,8 +615,8 @@ def test_without_bitsandbytes_there_is_one_clear_line(monkeypatch):
     layer, full = linear()
     with pytest.raises(InputError, match="pip install 'bitsandbytes"):
         layer(normal(2, 96))
-    assert torch.equal(by_hand(layer, normal(2, 96)),
-                       full(normal(2, 96))), "by hand needs no bitsandbytes"
+    assert torch.equal(by_hand(layer, normal(2, 96)), full(normal(2, 96))), (
+        "by hand needs no bitsandbytes")
 
 
 def test_the_package_is_imported_without_bitsandbytes():

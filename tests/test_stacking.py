@@ -220,8 +220,8 @@ def folds_folder(folder, rows, logits, tests):
     (folder / "oof.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for fold, scores in enumerate(tests):
         (folder / f"fold-{fold + 1}").mkdir(exist_ok=True)
-        write_tensors(folder / f"fold-{fold + 1}" / "scores-test.safetensors", {"scores": scores},
-                      {})
+        write_tensors(folder / f"fold-{fold + 1}" / "scores-test.safetensors",
+                      {"scores": scores}, {})
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The training loop: gradients, groups, rates, what is frozen, what is random, and going on after any kill."""
+"""The training loop: gradients, groups, rates, frozen weights, chance, going on after any kill."""
 import csv
 import json
 import math
@@ -75,8 +75,9 @@ def largest_difference(a, b):
 # ---- one step: pieces of a batch
 
 def step_in_pieces(folder, size, class_weights=None, **settings):
-    """One step of plain SGD on a batch of 7 -> gradients, weights after it, loss. Not Adam: it divides each gradient
-    by its own size and so blows up rounding where the true gradient is 0, as it is for the bias of the keys."""
+    """One step of plain SGD on a batch of 7 -> gradients, weights after it, loss. Not Adam: it
+    divides each gradient by its own size and so blows up rounding where the true gradient is 0, as
+    it is for the bias of the keys."""
     model = classifier(folder)
     data = some_rows(model, 7)
     s = Settings(micro_batch_size=size, **{"clip": 0.0, **settings})
@@ -86,25 +87,27 @@ def step_in_pieces(folder, size, class_weights=None, **settings):
     return {n: p.grad.clone() for n, p in model.named_parameters()}, weights_of(model), loss
 
 
-@pytest.mark.parametrize("weights, smoothing, clip", [(None, 0.0, 0.0), (None, 0.0, 0.5), (None, 0.2, 0.0),
-                                                      ([0.3, 3.0, 1.0], 0.0, 0.0), ([0.3, 3.0, 1.0], 0.2, 0.5)])
+@pytest.mark.parametrize("weights, smoothing, clip", [
+    (None, 0.0, 0.0), (None, 0.0, 0.5), (None, 0.2, 0.0), ([0.3, 3.0, 1.0], 0.0, 0.0),
+    ([0.3, 3.0, 1.0], 0.2, 0.5)])
 def test_pieces_of_a_batch_give_the_gradient_of_the_whole(folder, weights, smoothing, clip):
     weights = weights and torch.tensor(weights)
     whole = step_in_pieces(folder, 0, weights, label_smoothing=smoothing, clip=clip)
-    assert max(g.abs().max() for g in
-               whole[0].values()) > 1e-2, "there is hardly a gradient: the test could not fail"
+    assert max(g.abs().max() for g in whole[0].values()) > 1e-2, (
+        "there is hardly a gradient: the test could not fail")
     for size in (1, 2, 3, 7):
-        grads, after, loss = step_in_pieces(folder, size, weights, label_smoothing=smoothing,
-                                            clip=clip)
-        assert largest_difference(
-            grads, whole[0]) <= 1e-6, f"pieces of {size} change the gradient of a batch of 7"
-        assert largest_difference(
-            after, whole[1]) <= 1e-6, f"pieces of {size} change the weights after the step"
-        assert loss == pytest.approx(whole[2],
-                                     abs=1e-6), f"pieces of {size} change the reported loss"
+        grads, after, loss = step_in_pieces(folder, size, weights,
+                                            label_smoothing=smoothing, clip=clip)
+        assert largest_difference(grads, whole[0]) <= 1e-6, (
+            f"pieces of {size} change the gradient of a batch of 7")
+        assert largest_difference(after, whole[1]) <= 1e-6, (
+            f"pieces of {size} change the weights after the step")
+        assert loss == pytest.approx(whole[2], abs=1e-6), (
+            f"pieces of {size} change the reported loss")
 
 
-@pytest.mark.parametrize("weights, sizes_that_differ", [(None, (2, 3)), ([0.3, 3.0, 1.0], (1, 2, 3))])
+@pytest.mark.parametrize("weights, sizes_that_differ",
+                         [(None, (2, 3)), ([0.3, 3.0, 1.0], (1, 2, 3))])
 def test_the_mean_of_the_pieces_means_is_seen_to_be_wrong(folder, weights, sizes_that_differ):
     weights = weights and torch.tensor(weights)
     right = step_in_pieces(folder, 0, weights)[0]
@@ -116,8 +119,9 @@ def test_the_mean_of_the_pieces_means_is_seen_to_be_wrong(folder, weights, sizes
             (F.cross_entropy(model(batch), batch.labels, weights) / len(starts)).backward()
         wrong = {n: p.grad for n, p in model.named_parameters()}
         difference = largest_difference(wrong, right)
-        assert (difference > 1e-3) == (size in sizes_that_differ), \
-            f"pieces of {size}: the mean of means differs by {difference}; the test above could not see the fault"
+        assert (difference > 1e-3) == (size in sizes_that_differ), (
+            f"pieces of {size}: the mean of means differs by {difference}; the test above could "
+            "not see the fault")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -126,8 +130,8 @@ def test_class_loss_is_the_mean_that_torch_computes(weights, smoothing):
     torch.manual_seed(1)
     scores, labels = torch.randn(9, 4) * 3, torch.randint(4, (9,))
     weights = weights and torch.tensor(weights)
-    total, count = objectives.class_loss(scores, labels, weights,
-                                         smoothing), objectives.class_divisor(labels, weights)
+    total = objectives.class_loss(scores, labels, weights, smoothing)
+    count = objectives.class_divisor(labels, weights)
     expected = F.cross_entropy(scores, labels, weights, label_smoothing=smoothing)
     assert (total / count).item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -137,8 +141,8 @@ def test_class_loss_by_hand():
     weights = torch.tensor([1.0, 2.0])
     total, count = objectives.class_loss(scores, labels), objectives.class_divisor(labels)
     assert (total.item(), count.item()) == (pytest.approx(math.log(2) + math.log(4)), 2)
-    total, count = objectives.class_loss(scores, labels,
-                                         weights), objectives.class_divisor(labels, weights)
+    total = objectives.class_loss(scores, labels, weights)
+    count = objectives.class_divisor(labels, weights)
     assert (total.item(), count.item()) == (pytest.approx(math.log(2) + 2 * math.log(4)), 3)
     smooth = math.log(2) + 0.9 * math.log(4) + 0.1 * (math.log(4) + math.log(4 / 3)) / 2
     assert objectives.class_loss(scores, labels, None, 0.1).item() == pytest.approx(smooth)
@@ -146,21 +150,21 @@ def test_class_loss_by_hand():
 
 def test_balanced_weights_give_every_class_the_same_say():
     labels = [0] * 6 + [1] * 3 + [2] * 1
-    weights = SingleLabel(["a", "b", "c"]).build_objective(Settings(class_weights="balanced"),
-                                                           labels).weights
+    weights = SingleLabel(["a", "b", "c"]).build_objective(
+        Settings(class_weights="balanced"), labels).weights
     assert weights.tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
-    assert sum(weights[label].item()
-               for label in labels) == pytest.approx(len(labels)), "the weights' mean is not 1"
+    assert sum(weights[label].item() for label in labels) == pytest.approx(len(labels)), (
+        "the weights' mean is not 1")
 
 
 def test_clipping_scales_the_gradient_and_keeps_its_direction(folder):
     free, _, loss = step_in_pieces(folder, 0)
     norm = math.sqrt(sum(g.pow(2).sum().item() for g in free.values()))
     clipped, _, same_loss = step_in_pieces(folder, 0, clip=norm / 10)
-    assert math.sqrt(sum(g.pow(2).sum().item()
-                         for g in clipped.values())) == pytest.approx(norm / 10, rel=1e-4)
-    assert largest_difference({n: g / 10 for n, g in free.items()},
-                              clipped) < 1e-5, "clipping turned the gradient"
+    assert math.sqrt(sum(g.pow(2).sum().item() for g in clipped.values())) == pytest.approx(
+        norm / 10, rel=1e-4)
+    assert largest_difference({n: g / 10 for n, g in free.items()}, clipped) < 1e-5, (
+        "clipping turned the gradient")
     below, _, _ = step_in_pieces(folder, 0, clip=norm * 10)
     assert largest_difference(below, free) == 0, "a gradient within the limit was changed"
     assert loss == same_loss
@@ -172,8 +176,8 @@ def test_bf16_autocast_comes_close_to_fp32(folder):
     assert math.isfinite(rough) and rough == pytest.approx(loss, rel=0.05) and rough != loss
     a, b = (torch.cat([g.flatten() for g in some.values()]) for some in (exact, grads))
     assert F.cosine_similarity(a, b, dim=0) > 0.98, "bf16 gradients point elsewhere"
-    assert all(w.dtype == torch.float32
-               for w in after.values()), "the weights themselves should stay fp32"
+    assert all(w.dtype == torch.float32 for w in after.values()), (
+        "the weights themselves should stay fp32")
 
 
 def test_divergence_is_an_error_that_names_the_remedy_and_spares_the_weights(folder):
@@ -184,8 +188,8 @@ def test_divergence_is_an_error_that_names_the_remedy_and_spares_the_weights(fol
     with pytest.raises(InputError, match=r"loss nan.*diverged.*lower --lr"):
         take_step(model, optimizer, some_rows(model, 4), [0, 1, 2, 3], Settings(), None)
     after = weights_of(model)
-    assert all(torch.equal(before[n], after[n]) for n in before
-               if n != "head.out.bias"), "a nan reached the weights"
+    assert all(torch.equal(before[n], after[n]) for n in before if n != "head.out.bias"), (
+        "a nan reached the weights")
 
 
 # ---- the optimiser: groups, rates
@@ -200,8 +204,8 @@ def test_matrices_are_decayed_and_vectors_are_not(folder):
     for group in groups:
         for name in (names[id(p)] for p in group["params"]):
             wanted = 0.0 if name.endswith("bias") or "norm" in name else 0.01
-            assert group[
-                "weight_decay"] == wanted, f"{name} has weight decay {group['weight_decay']}"
+            assert group["weight_decay"] == wanted, (
+                f"{name} has weight decay {group['weight_decay']}")
 
 
 def test_all_embeddings_and_norms_are_in_the_groups_of_a_full_run(folder):
@@ -216,37 +220,34 @@ def test_all_embeddings_and_norms_are_in_the_groups_of_a_full_run(folder):
 @pytest.mark.parametrize("layers", [2, 3])
 def test_lower_layers_learn_more_slowly(tmp_path, layers):
     model = classifier(bert_folder(tmp_path / "bert", layers=layers))
-    rate = {
-        id(p): group["lr"]
-        for group in optim.parameter_groups(model, 1e-3, 0.01, by_depth(model, 0.5))
-        for p in group["params"]
-    }
+    rate = {id(p): group["lr"]
+            for group in optim.parameter_groups(model, 1e-3, 0.01, by_depth(model, 0.5))
+            for p in group["params"]}
     for name, p in model.named_parameters():
-        depth = 0 if "embedding" in name else layers + 1 if name.startswith(
-            "head") else int(name.split(".")[2]) + 1
-        assert rate[id(p)] == pytest.approx(1e-3 *
-                                            0.5**(layers + 1 -
-                                                  depth)), f"{name}: the rate of another depth"
+        depth = (0 if "embedding" in name else layers + 1 if name.startswith("head")
+                 else int(name.split(".")[2]) + 1)
+        assert rate[id(p)] == pytest.approx(1e-3 * 0.5 ** (layers + 1 - depth)), (
+            f"{name}: the rate of another depth")
     assert rate[id(model.head.out.weight)] == 1e-3, "what stands on top learns at --lr itself"
     assert rate[id(model.backbone.word_embeddings.weight)] == min(rate.values())
     model.backbone.layers[-1].requires_grad_(False)
     for group in optim.parameter_groups(model, 1e-3, 0.01, by_depth(model, 0.5)):
-        assert all(rate[id(p)] == group["lr"]
-                   for p in group["params"]), "a depth depends on which layers are frozen"
+        assert all(rate[id(p)] == group["lr"] for p in group["params"]), (
+            "a depth depends on which layers are frozen")
 
 
 def test_rate_closed_forms():
     factor = optim.lr_factor
-    assert [factor(step, 10, 4, "linear") for step in range(10)
-            ] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6,
-                                1 / 6]), "up in 4 steps, then down towards 0"
+    assert [factor(step, 10, 4, "linear") for step in range(10)] == pytest.approx(
+        [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]), (
+            "up in 4 steps, then down towards 0")
     assert factor(10, 10, 4, "linear") == 0
     cosine = [factor(4 + step, 12, 4, "cosine") for step in range(9)]
     assert cosine == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(9)])
-    assert cosine[0] == 1 and cosine[4] == pytest.approx(0.5) and cosine[8] == pytest.approx(
-        0, abs=1e-12)
-    assert [factor(step, 10, 2, "constant")
-            for step in range(10)] == pytest.approx([1 / 3, 2 / 3] + 8 * [1])
+    assert (cosine[0] == 1 and cosine[4] == pytest.approx(0.5)
+            and cosine[8] == pytest.approx(0, abs=1e-12))
+    assert [factor(step, 10, 2, "constant") for step in range(10)] == pytest.approx(
+        [1 / 3, 2 / 3] + 8 * [1])
     assert factor(0, 5, 0, "linear") == 1, "without warm-up the first step has the full rate"
 
 
@@ -258,10 +259,10 @@ def test_rate_is_never_negative_and_never_above_one(schedule):
             case = f"{schedule}, {total} steps, {warmup} of warm-up: {rates}"
             assert all(-1e-15 <= rate <= 1 for rate in rates), case
             assert all(rate > 0 for rate in rates[:-1]), f"a step without learning: {case}"
-            assert all(
-                a < b for a, b in zip(rates[:warmup], rates[1:warmup])), "the warm-up does not rise"
-            assert all(a >= b for a, b in zip(
-                rates[warmup:], rates[warmup + 1:])), "the rate rises after the warm-up"
+            assert all(a < b for a, b in zip(rates[:warmup], rates[1:warmup])), (
+                "the warm-up does not rise")
+            assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1:])), (
+                "the rate rises after the warm-up")
 
 
 def build_with_decay(model):
@@ -272,8 +273,8 @@ def test_set_rate_scales_each_group_from_its_own_rate(folder):
     optimizer = build_with_decay(classifier(folder))
     for factor in (0.5, 0.1, 1.0):
         optim.set_lr(optimizer, factor)
-        assert all(g["lr"] == pytest.approx(g["base_lr"] * factor) for g in optimizer.param_groups), \
-            "factors must not pile up from step to step"
+        assert all(g["lr"] == pytest.approx(g["base_lr"] * factor)
+                   for g in optimizer.param_groups), "factors must not pile up from step to step"
 
 
 # ---- what learns and what is frozen
@@ -283,33 +284,32 @@ def expected_sizes(config, classes):
     V, P, D, M = (config[k] for k in ("vocab_size", "max_position_embeddings", "hidden_size",
                                       "intermediate_size"))
     block = 4 * (D * D + D) + (D * M + M) + (M * D + D) + 2 * 2 * D
-    return (V + P + config["type_vocab_size"]) * D + 2 * D, block, (D * D + D) + (D * classes +
-                                                                                  classes)
+    return ((V + P + config["type_vocab_size"]) * D + 2 * D, block,
+            (D * D + D) + (D * classes + classes))
 
 
-@pytest.mark.parametrize("method, share", [("full", (1, 2, 1)), ("head", (0, 0, 1)), ("last-1", (0, 1, 1)),
-                                           ("last-2", (0, 2, 1))])
+@pytest.mark.parametrize("method, share", [
+    ("full", (1, 2, 1)), ("head", (0, 0, 1)), ("last-1", (0, 1, 1)), ("last-2", (0, 2, 1))])
 def test_methods_train_what_they_say_and_nothing_else(dropping, method, share):
     model = classifier(dropping)
     trainable, total = set_trainable(model, method)
     sizes = expected_sizes(model.config, len(LABELS))
     assert trainable == sum(n * size for n, size in zip(share, sizes))
     assert total == sizes[0] + 2 * sizes[1] + sizes[2]
-    parts = ["head."
-             ] + ["backbone.layers.1."] * (share[1] > 0) + ["backbone.layers.0."] * (share[1] > 1)
-    learns = [
-        share[0] == 1 or name.startswith(tuple(parts)) for name, _ in model.named_parameters()
-    ]
-    before, data, optimizer = weights_of(model), some_rows(model, 8), optim.build_optimizer(
-        model, 1e-3, 0.01)
+    parts = (["head."] + ["backbone.layers.1."] * (share[1] > 0)
+             + ["backbone.layers.0."] * (share[1] > 1))
+    learns = [share[0] == 1 or name.startswith(tuple(parts))
+              for name, _ in model.named_parameters()]
+    before = weights_of(model)
+    data, optimizer = some_rows(model, 8), optim.build_optimizer(model, 1e-3, 0.01)
     model.train()
     for step in range(10):
         seed_step(0, step)
         take_step(model, optimizer, data, list(range(8)), Settings(), None)
     for (name, after), should in zip(weights_of(model).items(), learns):
         same = before[name].numpy().tobytes() == after.numpy().tobytes()
-        assert same != should, f"{method}: {name} " + ("should have learned"
-                                                       if should else "is frozen, but changed")
+        assert same != should, (
+            f"{method}: {name} " + ("should have learned" if should else "is frozen, but changed"))
 
 
 def test_choosing_again_undoes_the_choice_before(folder):
@@ -327,15 +327,14 @@ def test_unknown_methods_are_refused(folder, method):
 # ---- epochs: the best one, stopping early, evaluation
 
 def fit_with_scores(folder, tmp_path, monkeypatch, scores, **settings):
-    """Train with dev scores that are told beforehand -> model, progress, the weights at the end of each epoch."""
+    """Train with dev scores told beforehand -> model, progress, the weights after each epoch."""
     model, told, seen = classifier(folder), iter(scores), []
     s = Settings(**{"epochs": len(scores), "batch_size": 4, "lr": 1e-3, **settings})
 
     def evaluate(self, probabilities, targets):
         seen.append(weights_of(model))
-        return {
-            **dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5), s.metric: next(told)
-        }
+        return {**dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5),
+                s.metric: next(told)}
     monkeypatch.setattr(SingleLabel, "measure", evaluate)
     return model, fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s,
                       Store(tmp_path)), seen
@@ -343,30 +342,29 @@ def fit_with_scores(folder, tmp_path, monkeypatch, scores, **settings):
 
 @pytest.mark.parametrize("metric, patience, scores, epochs, best", [
     ("accuracy", 0, [0.5, 0.7, 0.6], 3, 2),
-    ("accuracy", 0, [0.5, 0.7, 0.6, 0.7], 4, 2),  # a tie: the first of them
-    ("accuracy", 0, [0.0, 0.0], 2, 1),  # a score of 0 is a score
-    ("accuracy", 2, [0.5, 0.7, 0.6, 0.7, 0.9], 4, 2),  # a tie is no progress
-    ("accuracy", 2, [0.5, 0.4, 0.6, 0.5, 0.7], 5, 5),  # the count begins anew with each better one
+    ("accuracy", 0, [0.5, 0.7, 0.6, 0.7], 4, 2),              # a tie: the first of them
+    ("accuracy", 0, [0.0, 0.0], 2, 1),                        # a score of 0 is a score
+    ("accuracy", 2, [0.5, 0.7, 0.6, 0.7, 0.9], 4, 2),         # a tie is no progress
+    ("accuracy", 2, [0.5, 0.4, 0.6, 0.5, 0.7], 5, 5),   # the count begins anew with each better one
     ("macro_f1", 1, [0.1, 0.2, 0.3], 3, 3),
-    ("log_loss", 0, [0.9, 0.5, 0.6, 0.5], 4, 2),  # smaller is better
+    ("log_loss", 0, [0.9, 0.5, 0.6, 0.5], 4, 2),              # smaller is better
     ("log_loss", 1, [0.9, 0.95, 0.1], 2, 1),
     ("ece", 3, [0.3, 0.2, 0.4, 0.0, 0.1], 5, 4),
 ])
-def test_the_best_epoch_is_the_result(folder, tmp_path, monkeypatch, metric, patience, scores,
-                                      epochs, best):
+def test_the_best_epoch_is_the_result(
+        folder, tmp_path, monkeypatch, metric, patience, scores, epochs, best):
     model, progress, seen = fit_with_scores(folder, tmp_path, monkeypatch, scores, metric=metric,
                                             patience=patience)
-    assert len(progress["history"]
-               ) == epochs, f"patience {patience} on {metric} {scores}: {epochs} epochs expected"
+    assert len(progress["history"]) == epochs, (
+        f"patience {patience} on {metric} {scores}: {epochs} epochs expected")
     assert [line["epoch"] for line in progress["history"]] == list(range(1, epochs + 1))
     assert [line[metric] for line in progress["history"]] == scores[:epochs]
     assert progress["best"] == {"epoch": best, metric: scores[best - 1]}
-    assert largest_difference(weights_of(model),
-                              seen[best - 1]) == 0, f"the weights are not those of epoch {best}"
+    assert largest_difference(weights_of(model), seen[best - 1]) == 0, (
+        f"the weights are not those of epoch {best}")
     for other in set(range(epochs)) - {best - 1}:
-        assert largest_difference(seen[other],
-                                  seen[best -
-                                       1]) > 0, "epochs do not differ: the test could not fail"
+        assert largest_difference(seen[other], seen[best - 1]) > 0, (
+            "epochs do not differ: the test could not fail")
     assert not model.training
 
 
@@ -375,8 +373,8 @@ def test_better_knows_which_way_a_metric_points():
         def one(value, loss=0.5):
             return {"log_loss": loss, metric: value}
         assert is_better(metric, one(0.0), None)
-        assert is_better(metric, one(0.6), one(0.5)) == up and is_better(
-            metric, one(0.4), one(0.5)) != up
+        assert (is_better(metric, one(0.6), one(0.5)) == up
+                and is_better(metric, one(0.4), one(0.5)) != up)
         assert not is_better(metric, one(0.5), one(0.5))
         if metric != "log_loss":
             assert is_better(metric, one(0.5, 0.4), one(0.5))
@@ -397,11 +395,11 @@ def test_of_equal_epochs_that_with_the_smallest_log_loss_is_kept(folder, tmp_pat
     assert progress["best"] == {"epoch": 2, "accuracy": 0.7} and len(progress["history"]) == 4
 
 
-@pytest.mark.parametrize("metric, scores, best", [("accuracy", [0.2, 0.4, 0.4], 2),
-                                                  ("log_loss", [0.5, 0.4, 0.4], 2),
-                                                  ("ece", [0.1, 0.1, 0.1], 1)])
-def test_run_json_names_the_epoch_that_was_kept(folder, data, tmp_path, monkeypatch, capsys, metric,
-                                                scores, best):
+@pytest.mark.parametrize("metric, scores, best", [
+    ("accuracy", [0.2, 0.4, 0.4], 2), ("log_loss", [0.5, 0.4, 0.4], 2),
+    ("ece", [0.1, 0.1, 0.1], 1)])
+def test_run_json_names_the_epoch_that_was_kept(
+        folder, data, tmp_path, monkeypatch, capsys, metric, scores, best):
     told, kept, seen = iter(scores), {}, []
     real_fit, real_epoch = loop.fit, loop.finish_epoch
 
@@ -423,18 +421,19 @@ def test_run_json_names_the_epoch_that_was_kept(folder, data, tmp_path, monkeypa
     record = json.loads((out / "run.json").read_text())
     assert record["best_epoch"] == kept["best"]["epoch"] == best
     assert f"best epoch {best};" in capsys.readouterr().out
-    assert largest_difference(weights_of(Classifier.load(out)),
-                              seen[best - 1]) == 0, f"not epoch {best} was saved"
+    assert largest_difference(weights_of(Classifier.load(out)), seen[best - 1]) == 0, (
+        f"not epoch {best} was saved")
 
 
 def test_what_each_step_is_given(dropping, tmp_path, monkeypatch):
-    """Dropout and random numbers of its own, rows in another order each epoch, the planned rate; losses are averaged."""
+    """Dropout and random numbers of its own, rows in another order each epoch, the planned rate;
+    losses are averaged."""
     model, seen, told = classifier(dropping), [], []
 
     def record(model, optimizer, train, rows, s):
         loss = take_step(model, optimizer, train, rows, s)
-        seen.append(
-            (model.training, torch.initial_seed(), rows, optimizer.param_groups[0]["lr"], loss))
+        seen.append((model.training, torch.initial_seed(), rows,
+                     optimizer.param_groups[0]["lr"], loss))
         return loss
     s = Settings(epochs=3, batch_size=4, lr=1e-3, warmup=0.2)
     progress = fit(model, some_rows(model, 10), some_rows(model, 6, seed=1), s, Store(tmp_path),
@@ -443,35 +442,34 @@ def test_what_each_step_is_given(dropping, tmp_path, monkeypatch):
     assert all(training), "a step after an evaluation goes without dropout"
     assert len(set(seeds)) == 9, "two steps drop the same neurons"
     epochs = [sum(rows[start:start + 3], []) for start in (0, 3, 6)]
-    assert [sorted(epoch)
-            for epoch in epochs] == [list(range(10))] * 3, "an epoch shows each row once"
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3, (
+        "an epoch shows each row once")
     assert len(set(map(tuple, epochs))) == 3, "each epoch has the same order"
     assert rates == pytest.approx(
         [f * 1e-3 for f in (1 / 3, 2 / 3, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7)])
     for number, line in enumerate(progress["history"]):
-        assert line["train_loss"] == pytest.approx(sum(losses[3 * number:3 * number + 3]) /
-                                                   3), "not this epoch's mean"
+        assert line["train_loss"] == pytest.approx(sum(losses[3 * number:3 * number + 3]) / 3), (
+            "not this epoch's mean")
     assert told == [(step, 9, loss) for step, loss in enumerate(losses, 1)]
 
 
 def test_evaluation_drops_nothing_and_keeps_the_order_of_rows(dropping):
     model = classifier(dropping)
     texts = [text for text, _ in texts_of(random.Random(3), 20)]
-    assert len(set(map(len, map(
-        str.split, texts)))) > 4, "the texts should differ in length, so that they are sorted"
+    assert len(set(map(len, map(str.split, texts)))) > 4, (
+        "the texts should differ in length, so that they are sorted")
     encoded = model.encode(texts)[0]
     model.train()
     together = model.compute_logits(encoded, batch_size=6)
-    assert torch.equal(together,
-                       model.train().compute_logits(
-                           encoded, batch_size=6)), "two evaluations differ: dropout is on"
+    assert torch.equal(together, model.train().compute_logits(encoded, batch_size=6)), (
+        "two evaluations differ: dropout is on")
     alone = torch.cat([model.compute_logits([one]) for one in encoded])
-    assert len({tuple(row) for row in alone.mul(1e4).round().tolist()
-                }) == len(texts), "texts give equal scores"
+    assert len({tuple(row) for row in alone.mul(1e4).round().tolist()}) == len(texts), (
+        "texts give equal scores")
     assert torch.allclose(together, alone, atol=1e-5), "scores come in another order than the texts"
     model.train()
-    assert not torch.allclose(model(collate(encoded, range(20))), alone,
-                              atol=1e-3), "dropout has no effect here"
+    assert not torch.allclose(model(collate(encoded, range(20))), alone, atol=1e-3), (
+        "dropout has no effect here")
 
 
 def test_min_steps_adds_epochs(folder):
@@ -479,8 +477,8 @@ def test_min_steps_adds_epochs(folder):
     data = some_rows(model, 10)
     for wanted, epochs in ((0, 2), (6, 2), (7, 3), (31, 11)):
         plan = plan_epochs(model, data, Settings(epochs=2, batch_size=4, min_steps=wanted))
-        assert plan.epochs == epochs and sum(map(
-            len, plan)) >= wanted, f"10 rows in batches of 4, min_steps {wanted}"
+        assert plan.epochs == epochs and sum(map(len, plan)) >= wanted, (
+            f"10 rows in batches of 4, min_steps {wanted}")
 
 
 # ---- random numbers, and the state on disk
@@ -510,9 +508,8 @@ def test_a_state_comes_back_bit_for_bit(dropping, tmp_path):
     for a, b in zip(model.parameters(), fresh.parameters()):
         assert a.requires_grad == b.requires_grad == (a in optimizer.state) == (b in other.state)
         assert not a.requires_grad or set(other.state[b]) == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(
-            torch.equal(value, other.state[b][key])
-            for key, value in optimizer.state.get(a, {}).items())
+        assert all(torch.equal(value, other.state[b][key])
+                   for key, value in optimizer.state.get(a, {}).items())
     assert Store(tmp_path / "none").load(fresh, other) is None
 
 
@@ -520,15 +517,14 @@ def test_a_state_of_another_method_is_refused(folder, tmp_path):
     model = classifier(folder, "last-1")
     Store(tmp_path).save(model, optim.build_optimizer(model, 1e-3, 0.01), {"step": 0})
     other = classifier(folder, "head")
-    with pytest.raises(
-            InputError,
-            match="not a training state of this run .16 parameters differ.*another --out"):
+    with pytest.raises(InputError, match="not a training state of this run .16 parameters "
+                       "differ.*another --out"):
         Store(tmp_path).load(other, optim.build_optimizer(other, 1e-3, 0.01))
 
 
 def test_a_loaded_state_lies_where_the_parameters_lie(folder, tmp_path):
-    """Fused AdamW reads its step count on the parameter's device; a count left on the CPU breaks a resume on a GPU.
-    The "meta" device, which holds no numbers, stands in for one."""
+    """Fused AdamW reads its step count on the parameter's device; a count left on the CPU breaks a
+    resume on a GPU. The "meta" device, which holds no numbers, stands in for one."""
     model = classifier(folder)
     optimizer, data = optim.build_optimizer(model, 1e-3, 0.01), some_rows(model, 4)
     take_step(model, optimizer, data, [0, 1, 2, 3], Settings(), None)
@@ -536,9 +532,8 @@ def test_a_loaded_state_lies_where_the_parameters_lie(folder, tmp_path):
     elsewhere = classifier(folder).to("meta")
     moments = torch.optim.SGD(elsewhere.parameters())
     Store(tmp_path).load(elsewhere, moments)
-    devices = {
-        key: value.device.type for state in moments.state.values() for key, value in state.items()
-    }
+    devices = {key: value.device.type for state in moments.state.values()
+               for key, value in state.items()}
     assert devices == dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), "meta")
 
 
@@ -550,8 +545,9 @@ RESULTS = ["model.safetensors", "metrics.jsonl", "predictions.csv", "config.json
 
 @pytest.fixture(scope="module")
 def asked(data, tmp_path_factory):
-    """The settings of the runs below: dropout, several epochs of four steps, states amid epochs, mostly an early stop
-    (that depends on the machine's sums; a stop that is certain has its own test)."""
+    """The settings of the runs below: dropout, several epochs of four steps, states amid epochs,
+    mostly an early stop (that depends on the machine's sums; a stop that is certain has its own
+    test)."""
     model = bert_folder(tmp_path_factory.mktemp("model") / "bert", dropout=0.1)
     return dict(model=model, data=data, epochs=6, batch_size=8, save_every=5, lr=0.01,
                 schedule="constant", warmup=0.1, metric="log_loss", patience=1,
@@ -569,9 +565,8 @@ def reference(asked, tmp_path_factory):
 
 def differing(out, reference):
     """Which results of two runs are not the same bytes."""
-    differ = [
-        name for name in RESULTS if (out / name).read_bytes() != (reference / name).read_bytes()
-    ]
+    differ = [name for name in RESULTS
+              if (out / name).read_bytes() != (reference / name).read_bytes()]
     mine, theirs = (json.loads((folder / "run.json").read_text()) for folder in (out, reference))
     keys = ("best_epoch", "results", "doctor", "data", "parameters", "finished")
     return differ + [f"run.json {key}" for key in keys if mine[key] != theirs[key]]
@@ -581,25 +576,24 @@ def test_the_reference_run_is_worth_comparing(reference):
     history = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
     record = json.loads((reference / "run.json").read_text())
     assert record["finished"] and len(history) >= 2 and history[-1]["step"] == 4 * len(history)
-    assert record["best_epoch"] == min(history, key=lambda line:
-                                       (line["log_loss"], line["epoch"]))["epoch"]
-    assert sorted(p.name
-                  for p in reference.iterdir()) == sorted([*RESULTS,
-                                                           "run.json"]), "something was left behind"
+    assert (record["best_epoch"]
+            == min(history, key=lambda line: (line["log_loss"], line["epoch"]))["epoch"])
+    assert sorted(p.name for p in reference.iterdir()) == sorted([*RESULTS, "run.json"]), (
+        "something was left behind")
 
 
 def test_predictions_are_those_of_the_saved_model_in_the_order_of_the_data(reference, data):
     with open(data, encoding="utf-8", newline="") as file:
-        wanted = [(row["text"], row["label"]) for row in csv.DictReader(file)
-                  if row["split"] == "test"]
+        wanted = [(row["text"], row["label"])
+                  for row in csv.DictReader(file) if row["split"] == "test"]
     with open(reference / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["text"], row["label"]) for row in rows] == wanted
     model = Classifier.load(reference)
     for row in rows:
         probabilities = model.predict([row["text"]])[0]
-        assert [float(row[f"p_{name}"])
-                for name in model.labels] == pytest.approx(probabilities.tolist(), abs=2e-6)
+        assert [float(row[f"p_{name}"]) for name in model.labels] == pytest.approx(
+            probabilities.tolist(), abs=2e-6)
         assert row["predicted"] == model.labels[probabilities.argmax()]
 
 
@@ -607,8 +601,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(asked, refer
     assert forked("train", flags(**asked, out=tmp_path / "again"))[0] == 0
     assert differing(tmp_path / "again", reference) == []
     assert forked("train", flags(**asked, out=tmp_path / "other", seed=1))[0] == 0
-    assert {"model.safetensors", "metrics.jsonl",
-            "predictions.csv"} <= set(differing(tmp_path / "other", reference))
+    assert {"model.safetensors", "metrics.jsonl", "predictions.csv"} <= set(
+        differing(tmp_path / "other", reference))
 
 
 def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(
@@ -619,13 +613,14 @@ def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(
         arguments = flags(**asked, out=tmp_path / str(move))
         assert forked("train", arguments, move=move)[0] == -signal.SIGKILL
         code, _, error, _ = forked("train", arguments)
-        assert code == 0, f"killed at change {move} of {moves} on disk, the run does not go on: {error[-300:]}"
-        assert differing(tmp_path / str(move),
-                         reference) == [], f"killed at change {move} of {moves} on disk"
+        assert code == 0, (
+            f"killed at change {move} of {moves} on disk, the run does not go on: {error[-300:]}")
+        assert differing(tmp_path / str(move), reference) == [], (
+            f"killed at change {move} of {moves} on disk")
 
 
 def test_a_run_that_stopped_early_and_was_killed_then_does_not_train_on(asked, tmp_path):
-    """With next to no learning all epochs tie, so the first is the best and the second is the last."""
+    """With next to no learning all epochs tie: the first is the best, the second the last."""
     still = {**asked, "lr": 1e-9, "metric": "accuracy", "save_every": 4}
     moves = forked("train", flags(**still, out=tmp_path / "whole"))[3]
     assert len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()) == 2
@@ -637,8 +632,8 @@ def test_a_run_that_stopped_early_and_was_killed_then_does_not_train_on(asked, t
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_again_and_again_at_random_steps_ends_the_same(asked, reference, tmp_path,
-                                                                    seed):
+def test_a_run_killed_again_and_again_at_random_steps_ends_the_same(
+        asked, reference, tmp_path, seed):
     rng = random.Random(seed)
     arguments = flags(**{**asked, "save_every": rng.randint(1, 3)}, out=tmp_path / "run")
     kills = [rng.randint(1, 6) for _ in range(4)]
@@ -663,8 +658,8 @@ def test_a_run_killed_from_outside_goes_on(asked, reference, tmp_path):
 def test_ctrl_c_saves_and_says_how_to_go_on(asked, reference, tmp_path):
     arguments = flags(**asked, out=tmp_path / "run")
     code, out, error, _ = forked("train", arguments, interrupt=[7])
-    assert code == 130 and "The same command goes on from there" in out and str(
-        tmp_path / "run") in out
+    assert (code == 130 and "The same command goes on from there" in out
+            and str(tmp_path / "run") in out)
     assert "Traceback" not in out + error
     progress = json.loads(
         open_tensors(tmp_path / "run" / "state.safetensors").metadata()["progress"])
@@ -692,28 +687,27 @@ def test_a_begun_run_is_not_continued_with_other_settings(asked, tmp_path):
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     code, _, error, _ = forked("train", flags(**{**asked, "lr": 0.02}, out=out))
     assert code == 2 and "another lr" in error and "choose another --out" in error
-    assert {p.name: p.read_bytes()
-            for p in out.iterdir()} == before, "a refused run touched the folder"
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before, (
+        "a refused run touched the folder")
 
 
 def test_an_overwritten_run_leaves_nothing_of_itself_to_the_new_one(asked, tmp_path):
     other = {**asked, "seed": 1}
     assert forked("train", flags(**other, out=tmp_path / "fresh"))[0] == 0
-    for move in range(1, 6):  # amid the removal of the old run, and soon after
+    for move in range(1, 6):                       # amid the removal of the old run, and soon after
         out = tmp_path / str(move)
         assert forked("train", flags(**asked, out=out), step=11)[0] == -signal.SIGKILL
         assert (out / "state.safetensors").exists() and (out / "best.safetensors").exists()
-        assert forked("train", [*flags(**other, out=out), "--overwrite"],
-                      move=move)[0] == -signal.SIGKILL
+        assert (forked("train", [*flags(**other, out=out), "--overwrite"], move=move)[0]
+                == -signal.SIGKILL)
         assert (out / "best.safetensors").exists(), "the old run went before the new one was whole"
         code, _, error, _ = forked("train", flags(**other, out=out))
-        if code == 2:  # nothing is written yet: the old run still stands
+        if code == 2:                             # nothing is written yet: the old run still stands
             assert move <= 3 and "another seed" in error
             code, _, error, _ = forked("train", [*flags(**other, out=out), "--overwrite"])
         assert code == 0, error
-        assert differing(
-            out,
-            tmp_path / "fresh") == [], f"killed at change {move}, something of the old run is used"
+        assert differing(out, tmp_path / "fresh") == [], (
+            f"killed at change {move}, something of the old run is used")
 
 
 def test_divergence_ends_a_run_with_one_line(asked, tmp_path):
@@ -730,20 +724,20 @@ def test_corrupt_chooses_and_replaces_as_bert_does():
     ids = torch.randint(5, vocabulary, (400, 128))
     mask = (torch.arange(128) < torch.randint(20, 129, (400, 1))).long()
     ids[:, 0], ids[:, 10] = 2, 3
-    ids = torch.where(mask.bool(), ids, 9)  # padded with an ordinary id: only the mask tells
+    ids = torch.where(mask.bool(), ids, 9)         # padded with an ordinary id: only the mask tells
     corrupted, chosen = pretraining.corrupt(ids, mask, specials, mask_id, vocabulary)
     real = mask.bool() & ~torch.isin(ids, torch.tensor(sorted(specials)))
     assert not (chosen & ~real).any(), "padding or a special token was chosen"
-    assert torch.equal(corrupted[~chosen],
-                       ids[~chosen]), "a token was changed that is not to be guessed"
+    assert torch.equal(corrupted[~chosen], ids[~chosen]), (
+        "a token was changed that is not to be guessed")
     share = chosen.sum() / real.sum()
     assert abs(share - 0.15) < 0.01, f"{share:.3f} of the tokens chosen"
     masked, kept = corrupted[chosen] == mask_id, corrupted[chosen] == ids[chosen]
     shares = [x.float().mean().item() for x in (masked, ~masked & ~kept, kept)]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02), f"masked, random, kept: {shares}"
     random_ones = corrupted[chosen][~masked & ~kept]
-    assert len(
-        random_ones.unique()) > 200 and random_ones.max() < vocabulary and random_ones.min() >= 0
+    assert (len(random_ones.unique()) > 200 and random_ones.max() < vocabulary
+            and random_ones.min() >= 0)
     more = pretraining.corrupt(ids, mask, specials, mask_id, vocabulary, share=0.4)[1]
     assert abs(more.sum() / real.sum() - 0.4) < 0.01
 
@@ -752,8 +746,8 @@ def test_corrupt_always_chooses_something():
     ids, mask = torch.tensor([[2, 7, 3, 0]]), torch.tensor([[1, 1, 1, 0]])
     for seed in range(30):
         torch.manual_seed(seed)
-        assert pretraining.corrupt(ids, mask, {0, 2, 3}, 4,
-                                   10)[1].tolist() == [[False, True, False, False]]
+        assert pretraining.corrupt(ids, mask, {0, 2, 3}, 4, 10)[1].tolist() == [
+            [False, True, False, False]]
 
 
 def test_masked_lm_loss_is_that_of_transformers(tmp_path):
@@ -789,39 +783,38 @@ def test_word_means_against_a_loop():
 
 
 def test_cosine_distance_by_hand():
-    a, b = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([[5.0, 0.0], [0.0, 1.0],
-                                                                             [0.0, -1.0]])
+    a = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+    b = torch.tensor([[5.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     assert pretraining.cosine_distance(a, b).item() == pytest.approx((0 + 1 + 2) / 3)
 
 
-# ------------------------------------------------------------------------------------------------ imbalance
+# ---------------------------------------------------------------------------------------- imbalance
 
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
 def test_focal_loss_is_what_its_formula_says(weights):
-    scores, labels = torch.randn(
-        6, 3, generator=torch.Generator().manual_seed(0)) * 3, torch.tensor([0, 1, 2, 2, 1, 0])
+    scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)) * 3
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
     weights = weights and torch.tensor(weights)
     p = scores.softmax(1)[torch.arange(6), labels]
     for gamma in (0.5, 2.0):
         expected = -((1 - p) ** gamma * p.log() * (1 if weights is None else weights[labels])).sum()
-        assert objectives.focal_loss(scores, labels, weights,
-                                     gamma) == pytest.approx(expected.item(), rel=1e-5)
+        assert objectives.focal_loss(scores, labels, weights, gamma) == pytest.approx(
+            expected.item(), rel=1e-5)
     plain = objectives.class_loss(scores, labels, weights)
-    assert objectives.focal_loss(scores, labels, weights,
-                                 0.0) == pytest.approx(plain.item(),
-                                                       rel=1e-5), "gamma 0 is cross-entropy"
+    found = objectives.focal_loss(scores, labels, weights, 0.0)
+    assert found == pytest.approx(plain.item(), rel=1e-5), "gamma 0 is cross-entropy"
 
 
 def test_focal_loss_hears_hard_rows_and_stays_finite():
-    scores, labels = torch.tensor([[4.0, 0.0], [0.0, 4.0], [90.0, 0.0]],
-                                  requires_grad=True), torch.tensor([0, 0, 0])
+    scores = torch.tensor([[4.0, 0.0], [0.0, 4.0], [90.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([0, 0, 0])
     objectives.focal_loss(scores, labels, gamma=0.5).backward()
     assert scores.grad.isfinite().all(), "a row of probability 1 has no finite gradient"
     easy, hard = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 4.0]])
     one = torch.tensor([0])
     share = [objectives.focal_loss(x, one) / objectives.class_loss(x, one) for x in (easy, hard)]
-    assert share[0] < 0.001 and share[
-        1] > 0.9, f"an easy row keeps {share[0]:.4f} of its loss, a hard one {share[1]:.4f}"
+    assert share[0] < 0.001 and share[1] > 0.9, (
+        f"an easy row keeps {share[0]:.4f} of its loss, a hard one {share[1]:.4f}")
 
 
 def test_a_balanced_epoch_has_all_classes_alike_and_no_row_too_often():
@@ -832,8 +825,8 @@ def test_a_balanced_epoch_has_all_classes_alike_and_no_row_too_often():
     for label, (least, most) in {0: (0, 1), 1: (1, 2), 2: (4, 5)}.items():
         seen = {times[row] for row, own in enumerate(labels) if own == label}
         assert seen <= {least, most}, f"rows of class {label} are drawn {seen} times"
-    assert rows == balanced_rows(labels, "0:0") != balanced_rows(
-        labels, "0:1"), "an epoch follows from its seed, and each is another"
+    assert rows == balanced_rows(labels, "0:0") != balanced_rows(labels, "0:1"), (
+        "an epoch follows from its seed, and each is another")
 
 
 def test_the_plan_draws_balanced_epochs_only_when_asked():
@@ -845,18 +838,18 @@ def test_the_plan_draws_balanced_epochs_only_when_asked():
             assert all(len(batch) <= 8 for batch in epoch) and sum(map(len, epoch)) == 40
 
 
-@pytest.mark.parametrize("asked", [{"focal_gamma": 2.0, "label_smoothing": 0.1}, {"sampling": "balanced", "class_weights": "balanced"},
-                                   {"focal_gamma": -1.0}, {"focal_gamma": 1.0, "objective": "completion", "readout": "labels"}])
+@pytest.mark.parametrize("asked", [
+    {"focal_gamma": 2.0, "label_smoothing": 0.1},
+    {"sampling": "balanced", "class_weights": "balanced"}, {"focal_gamma": -1.0},
+    {"focal_gamma": 1.0, "objective": "completion", "readout": "labels"}])
 def test_what_does_not_go_together_is_refused(asked):
     with pytest.raises(InputError):
         Settings(**asked).check()
 
 
 def test_the_loop_minimises_the_focal_loss_when_asked(folder):
-    losses = [
-        step_in_pieces(folder, size, focal_gamma=gamma)[2]
-        for size, gamma in ((0, 0.0), (0, 2.0), (3, 2.0))
-    ]
+    losses = [step_in_pieces(folder, size, focal_gamma=gamma)[2]
+              for size, gamma in ((0, 0.0), (0, 2.0), (3, 2.0))]
     assert losses[1] < losses[0] and losses[2] == pytest.approx(losses[1], rel=1e-5), losses
 
 

@@ -1,18 +1,21 @@
 """python -m tests.bench: how fast is this package beside transformers and PEFT, on this machine?
 
-  python -m tests.bench --quick                       the most important rows in some minutes, on smaller models
-  python -m tests.bench                               all rows, in 9 rounds; about half an hour
-  python -m tests.bench --rows deberta qlora          some rows
+  python -m tests.bench --quick                    the most important rows in some minutes, on
+                                                   smaller models
+  python -m tests.bench                            all rows, in 9 rounds; about half an hour
+  python -m tests.bench --rows deberta qlora       some rows
 
-Written are OUT/table.md, OUT/table.json (every round's seconds) and OUT/scaling.svg. A run that is stopped keeps its finished
-rows; the same command goes on from there. Needs transformers and PEFT: pip install -e '.[test]'
+Written are OUT/table.md, OUT/table.json (every round's seconds) and OUT/scaling.svg. A run that is
+stopped keeps its finished rows; the same command goes on from there. Needs transformers and PEFT:
+pip install -e '.[test]'
 
-All sides work by turns in one process with fixed threads, the order reversed each round; laying out batches is timed, for all. Ours
-and T take batches of like length out of an epoch, D takes batches as they come; ratios are of seconds a real token.
-D is the reference as its users run it, T the same, tuned (tests/bench/sides.py). Before anything is timed all sides must give
-the same logits and gradients. A ratio is the median of the rounds' own ratios, with the least and the greatest. Two safeguards
-make a row void (exit code 1): the reference against itself must lie in 0.95 to 1.05, and nobody may compute faster than a
-large matrix product in the same rounds. Run it on an idle machine.
+All sides work by turns in one process with fixed threads, the order reversed each round; laying out
+batches is timed, for all. Ours and T take batches of like length out of an epoch, D takes batches
+as they come; ratios are of seconds a real token. D is the reference as its users run it, T the
+same, tuned (tests/bench/sides.py). Before anything is timed all sides must give the same logits and
+gradients. A ratio is the median of the rounds' own ratios, with the least and the greatest. Two
+safeguards make a row void (exit code 1): the reference against itself must lie in 0.95 to 1.05, and
+nobody may compute faster than a large matrix product in the same rounds. Run it on an idle machine.
 """
 import argparse
 import importlib
@@ -36,11 +39,11 @@ ROUNDS = 3                                        # with each data seed
 ALONE = ("memory", "start", "scaling")
 ROWS = ("bert-sst2", "bert-documents", "equal-lengths", "label-token", "label-scoring", "deberta",
         "lora-all-linear", "qlora", "families", "bf16", "memory", "tokenizers", "start", "scaling")
-QUICK = {
-    "bert-sst2": None, "label-token": None, "label-scoring": ("2 labels", "6 labels"),
-    "deberta": ("T = 32", "T = 256"), "qlora": None, "bf16": ("inference", )
-}  # rows of --quick, and which lines of them; None: all
-THEIR_START = "import sys; from transformers import pipeline; print(pipeline('text-classification', sys.argv[1])('a text'))"
+# rows of --quick, and which lines of them; None: all
+QUICK = {"bert-sst2": None, "label-token": None, "label-scoring": ("2 labels", "6 labels"),
+         "deberta": ("T = 32", "T = 256"), "qlora": None, "bf16": ("inference",)}
+THEIR_START = ("import sys; from transformers import pipeline; "
+               "print(pipeline('text-classification', sys.argv[1])('a text'))")
 
 
 def parse(arguments=None):
@@ -51,10 +54,9 @@ def parse(arguments=None):
                    help=f"some rows: {', '.join(ROWS)} [all]")
     p.add_argument("--rounds", type=int, default=ROUNDS,
                    help=f"rounds with each of the {SEEDS} data seeds [{ROUNDS}]")
-    p.add_argument(
-        "--threads", type=int, default=min(2,
-                                           os.cpu_count() or 1),
-        help="threads of torch, and of the library tokenizers [2, if there are so many cores]")
+    p.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1),
+                   help="threads of torch, and of the library tokenizers [2, if there are so many "
+                        "cores]")
     p.add_argument("--quick", action="store_true",
                    help="2 data seeds, 2 layers, half the rows of a batch, the most important rows")
     p.add_argument("--overwrite", action="store_true",
@@ -66,9 +68,10 @@ def parse(arguments=None):
 
 
 def references():
-    """The libraries that this package is compared with -> their modules, by name. Nothing else in it imports them."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
-        logging.ERROR)  # it warns of a kernel not used here
+    """The libraries that this package is compared with -> their modules, by name. Nothing else in
+    it imports them."""
+    # it warns of a kernel that is not used here
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     found, absent = {}, []
     for name in LIBRARIES:
         try:
@@ -76,9 +79,8 @@ def references():
         except ImportError:
             absent.append(name)
     if absent:
-        raise InputError(
-            f"the benchmark compares with {', '.join(LIBRARIES)}; not installed: {', '.join(absent)}: "
-            f"pip install -e '.[test]'")
+        raise InputError(f"the benchmark compares with {', '.join(LIBRARIES)}; not installed: "
+                         f"{', '.join(absent)}: pip install -e '.[test]'")
     warnings.filterwarnings("ignore", module="transformers")
     found["transformers"].logging.set_verbosity_error()
     found["transformers"].logging.disable_progress_bar()
@@ -91,7 +93,7 @@ def print_their_peak(*arguments):
     print_peak(*arguments, hf=references())
 
 
-# ------------------------------------------------------------------------------------------------ the command
+# -------------------------------------------------------------------------------------- the command
 
 def planned(a):
     """What is to be measured -> [(key in table.json, row, Case or None)]."""
@@ -108,34 +110,29 @@ def planned(a):
 
 
 def open_table(a, out):
-    """What the folder holds of the same run, else an empty table. Another run there is an InputError."""
+    """The table of the same run in the folder, else an empty one. Another run is an InputError."""
     import hashlib
     code = hashlib.sha256(b"".join(
         path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:12]
-    made_from = {
-        "quick": a.quick, "seeds": 2 if a.quick else SEEDS, "rounds": a.rounds, "code": code,
-        "machine": machine(a.threads)
-    }
+    made_from = {"quick": a.quick, "seeds": 2 if a.quick else SEEDS, "rounds": a.rounds,
+                 "code": code, "machine": machine(a.threads)}
     path = check_out_folder(out, (out / "table.json").exists(), a.overwrite) / "table.json"
     if a.overwrite or not path.exists():
-        return {
-            "made_from": made_from, "commit": commit(), "date": f"{datetime.now():%Y-%m-%d %H:%M}",
-            "rows": {}
-        }
+        return {"made_from": made_from, "commit": commit(),
+                "date": f"{datetime.now():%Y-%m-%d %H:%M}", "rows": {}}
     table = read_json(path)
     earlier = table.get("made_from", {})
     differ = [key for key in made_from if earlier.get(key) != made_from[key]]
     if differ:
-        raise InputError(
-            f"{path}: holds a run with another {', '.join(differ)}: choose another --out, or --overwrite"
-        )
+        raise InputError(f"{path}: holds a run with another {', '.join(differ)}: choose another "
+                         "--out, or --overwrite")
     return table
 
 
 def write(out, table):
     """Both files, the lines in the order of ROWS."""
-    table["rows"] = dict(
-        sorted(table["rows"].items(), key=lambda pair: ROWS.index(pair[0].partition(":")[0])))
+    table["rows"] = dict(sorted(table["rows"].items(),
+                                key=lambda pair: ROWS.index(pair[0].partition(":")[0])))
     write_text(out / "table.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "table.md", markdown(table))
 
@@ -158,13 +155,11 @@ def said(record):
     """The line that a person sees when it is measured."""
     if "sides" not in record:
         return "done"
-    faster = {
-        name: paired(record, name, "ours")["median"] for name in record["sides"] if name != "ours"
-    }
+    faster = {name: paired(record, name, "ours")["median"]
+              for name in record["sides"] if name != "ours"}
     itself = paired(record, "again", record["twin"])["median"]
-    return ", ".join(f"{name} / ours {ratio:.2f}"
-                     for name, ratio in faster.items()) + f", itself {itself:.2f}" + "".join(
-                         f"; VOID: {fault}" for fault in record["faults"])
+    return (", ".join(f"{name} / ours {ratio:.2f}" for name, ratio in faster.items())
+            + f", itself {itself:.2f}" + "".join(f"; VOID: {fault}" for fault in record["faults"]))
 
 
 def draw_scaling(out, rows):
@@ -179,15 +174,13 @@ def draw_scaling(out, rows):
 
 def main(arguments=None):
     a = parse(arguments)
-    os.environ["RAYON_NUM_THREADS"] = str(a.threads)  # of tokenizers, read when it is imported
+    os.environ["RAYON_NUM_THREADS"] = str(a.threads)       # of tokenizers, read when it is imported
     hf, out = references(), Path(a.out)
     import torch
     torch.set_num_threads(a.threads)
     table, plan = open_table(a, out), planned(a)
-    todo = [
-        each for each in plan
-        if each[0] not in table["rows"] or table["rows"][each[0]].get("faults")
-    ]
+    todo = [each for each in plan if each[0] not in table["rows"]
+            or table["rows"][each[0]].get("faults")]
     if len(todo) < len(plan):
         print(f"{len(plan) - len(todo)} of {len(plan)} lines are finished in {out}")
     began = time.perf_counter()
@@ -197,19 +190,17 @@ def main(arguments=None):
             try:
                 table["rows"][key] = record_of(row, case, hf, place, table)
             except KeyboardInterrupt:
-                raise Stopped(
-                    f"\nstopped; finished lines are kept in {out}, the same command goes on from there"
-                ) from None
+                raise Stopped(f"\nstopped; finished lines are kept in {out}, the same command goes "
+                              "on from there") from None
             spent = time.perf_counter() - began
             write(out, table)
             left = spent / number * (len(todo) - number)
-            print(
-                f"{said(table['rows'][key])}  ({spent / 60:.1f} min, about {left / 60:.1f} to go)",
-                flush=True)
+            print(f"{said(table['rows'][key])}  ({spent / 60:.1f} min, about "
+                  f"{left / 60:.1f} to go)", flush=True)
     draw_scaling(out, table["rows"])
     void = [key for key, *_ in plan if table["rows"][key].get("faults")]
-    print(f"\n{'quick run; ' * a.quick}{len(plan)} lines in {out / 'table.md'}" +
-          (f"; VOID: {', '.join(void)}" if void else ""))
+    print(f"\n{'quick run; ' * a.quick}{len(plan)} lines in {out / 'table.md'}"
+          + (f"; VOID: {', '.join(void)}" if void else ""))
     return 1 if void else 0
 
 

@@ -1,11 +1,13 @@
-"""Both doors out of one model: asked in words, tuned to answer in words, tuned with a head. One split, several seeds, a table.
+"""Both doors out of one model: asked in words, tuned to answer in words, tuned with a head. One
+split, several seeds, a table.
 
-  python tests/reference/doors.py --model DIR --data DIR --out runs/doors --template "Question: {text}\\nKind: {label}" \
-    --lr full=1e-3 lora=5e-3 --epochs 2
+  python tests/reference/doors.py --model DIR --data DIR --out runs/doors \\
+    --template "Question: {text}\\nKind: {label}" --lr full=1e-3 lora=5e-3 --epochs 2
 
-Prompts are asked with 0 and 8 shots and read as they are, and calibrated (contextual, batch). Then, with the same template:
-instruction tuning (completion), the same scores trained as classes, and a head, each in full and by LoRA. A seed draws the
-shots, or the order of the rows. Finished cells are not computed again; --ways leaves some out (mini-bert has only a head).
+Prompts are asked with 0 and 8 shots and read as they are, and calibrated (contextual, batch). Then,
+with the same template: instruction tuning (completion), the same scores trained as classes, and a
+head, each in full and by LoRA. A seed draws the shots, or the order of the rows. Finished cells are
+not computed again; --ways leaves some out (mini-bert has only a head).
 """
 import argparse
 import json
@@ -16,14 +18,12 @@ from pathlib import Path
 
 SHOTS = (0, 8)
 READ = ("as it is", "contextual", "batch")
-TUNED = {
-    "completion": ["--readout", "labels", "--objective", "completion"],
-    "classes": ["--readout", "labels"], "head": []
-}
+TUNED = {"completion": ["--readout", "labels", "--objective", "completion"],
+         "classes": ["--readout", "labels"], "head": []}
 
 
 def call(command, *flags):
-    """python -m minillmclf.COMMAND in a process of its own; its text goes nowhere, its mistakes do."""
+    """python -m minillmclf.COMMAND in a process of its own; only its mistakes are shown."""
     subprocess.run([sys.executable, "-m", f"minillmclf.{command}", *map(str, flags)], check=True,
                    stdout=subprocess.DEVNULL)
 
@@ -42,9 +42,10 @@ def asked(a, shots, seed):
 def tuned(a, readout, method, seed):
     """A training run -> its metrics on test."""
     folder = Path(a.out) / f"{readout}-{method}-{seed}"
-    words = [
-        "--template", a.template, *(["--label-texts", a.label_texts] if a.label_texts else [])
-    ] if readout != "head" else []
+    words = []
+    if readout != "head":
+        words = ["--template", a.template,
+                 *(["--label-texts", a.label_texts] if a.label_texts else [])]
     call("train", "--model", a.model, "--data", a.data, "--method", method, "--lr", a.lr[method],
          "--epochs", a.epochs, "--targets", "all-linear", "--max-length", a.max_length, "--seed",
          seed, "--out", folder, *TUNED[readout], *words)
@@ -82,9 +83,8 @@ def main():
                   flush=True)
     for readout in (way for way in a.ways if way in TUNED):
         for method in a.lr:
-            print(
-                row(f"{readout}, {method}",
-                    [tuned(a, readout, method, seed) for seed in range(a.seeds)]), flush=True)
+            print(row(f"{readout}, {method}",
+                      [tuned(a, readout, method, seed) for seed in range(a.seeds)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-"""What the package does on a GPU, in one run of at most 12 minutes: does it work, how fast, in how much memory?
+"""What the package does on a GPU, in one run of at most 12 minutes: does it work, how fast, in how
+much memory?
 
   python tests/reference/gpu.py --out gpu                       on a machine with an NVIDIA GPU
-  python tests/reference/gpu.py --tiny --device cpu             does the script itself run? Proves nothing about a GPU
+  python tests/reference/gpu.py --tiny --device cpu             does the script itself run? Proves
+                                                                nothing about a GPU
 
-Four parts; a part that fails is one line of the table, and a part that would begin after the minutes are over is left out.
+Four parts; a part that fails is one line of the table, and a part that would begin after the
+minutes are over is left out.
 
   job      python -m minillmclf.train with its defaults: seconds, accuracy on test
-  resume   the same job, stopped after its first epoch and called again: how far are the weights from those of `job`?
-  large    steps of LoRA and QLoRA on a random LLaMA of 1B parameters, in bf16: here, and in transformers + PEFT, with frozen
-           weights in fp32 under autocast on both sides, and of the reference also with weights in bf16
-  packed   the LoRA steps of `large` with attention on packed tokens (torch.nn.attention.varlen) in place of padded rows
+  resume   the same job, stopped after its first epoch and called again: how far are the weights
+           from those of `job`?
+  large    steps of LoRA and QLoRA on a random LLaMA of 1B parameters, in bf16: here, and in
+           transformers + PEFT, with frozen weights in fp32 under autocast on both sides, and of the
+           reference also with weights in bf16
+  packed   the LoRA steps of `large` with attention on packed tokens (torch.nn.attention.varlen) in
+           place of padded rows
 
-Printed are a table in Markdown and its numbers in JSON; --out DIR writes both to gpu.md and gpu.json. `packed` is not part of
-the package: it waits for a machine on which it can be measured. Here it is compared with the package's attention in fp32,
-with its kernel written out by hand. Needs transformers and PEFT for `large`, bitsandbytes for QLoRA.
+Printed are a table in Markdown and its numbers in JSON; --out DIR writes both to gpu.md and
+gpu.json. `packed` is not part of the package: it waits for a machine on which it can be measured.
+Here it is compared with the package's attention in fp32, with its kernel written out by hand. Needs
+transformers and PEFT for `large`, bitsandbytes for QLoRA.
 """
 import argparse
 import contextlib
@@ -45,37 +52,30 @@ MINUTES, STEPS, WARM_UPS = 12, 10, 3
 LARGE = cases.Case("gpu", "LLaMA", model="llama", layers=20, width=2048, lengths="documents",
                    batch=16, batches=1, method="lora")
 TINY = dataclasses.replace(LARGE, layers=2, width=64, lengths="sst2", batch=2)
-NO_GPU = "**This ran without a GPU. It shows that the script runs, and proves nothing about a GPU.**"
+NO_GPU = ("**This ran without a GPU. It shows that the script runs, and proves nothing "
+          "about a GPU.**")
 
 
-# ------------------------------------------------------------------------------------------------ whole commands
+# ----------------------------------------------------------------------------------- whole commands
 
 def tiny_rows(place):
     """A file of 24 rows -> flags of train."""
-    lines = [
-        f"{split},{word} number {n},{word}"
-        for split, rows in (("train", 8), ("dev", 2), ("test", 2)) for n in range(rows)
-        for word in ("red", "blue")
-    ]
+    lines = [f"{split},{word} number {n},{word}"
+             for split, rows in (("train", 8), ("dev", 2), ("test", 2)) for n in range(rows)
+             for word in ("red", "blue")]
     (place / "tiny.csv").write_text("\n".join(["split,text,label", *lines]) + "\n",
                                     encoding="utf-8")
-    return [
-        "--data",
-        str(place / "tiny.csv"), "--few-rows", "off", "--epochs", "3", "--batch-size", "2"
-    ]
+    return ["--data", str(place / "tiny.csv"), "--few-rows", "off", "--epochs", "3",
+            "--batch-size", "2"]
 
 
 def train(a, place, name):
     """The command of a run, in place/name, and its environment."""
-    known = {
-        **os.environ, "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None,
-                                             [str(ROOT), os.environ.get("PYTHONPATH")]))
-    }
-    return [
-        sys.executable, "-m", "minillmclf.train", "--out",
-        str(place / name), "--device", a.device, *(tiny_rows(place) if a.tiny else [])
-    ], known
+    known = {**os.environ, "PYTHONUNBUFFERED": "1",
+             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "minillmclf.train", "--out", str(place / name),
+               "--device", a.device, *(tiny_rows(place) if a.tiny else [])]
+    return command, known
 
 
 def job(a, place):
@@ -102,8 +102,8 @@ def weights(folder):
 def resume(a, place):
     """Stop the job after its first epoch, call it again -> a line. Needs the run of `job`."""
     command, known = train(a, place, "resumed")
-    first = subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                             text=True)
+    first = subprocess.Popen(command, env=known, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, text=True)
     for line in first.stdout:
         if line.startswith("epoch   1"):
             first.send_signal(signal.SIGINT)
@@ -112,14 +112,12 @@ def resume(a, place):
     if ran.returncode:
         raise RuntimeError((ran.stderr.splitlines() or ["it said nothing"])[-1])
     whole, again = weights(place / "job"), weights(place / "resumed")
-    return [{
-        "what": "resume" if stopped else "resume (it was finished before it could be stopped)",
-        "largest difference of a weight": max(
-            (whole[name].float() - again[name].float()).abs().max().item() for name in whole)
-    }]
+    return [{"what": "resume" if stopped else "resume (it was finished before it could be stopped)",
+             "largest difference of a weight": max(
+                 (whole[name].float() - again[name].float()).abs().max().item() for name in whole)}]
 
 
-# ------------------------------------------------------------------------------------------------ steps of a large model
+# --------------------------------------------------------------------------- steps of a large model
 
 def ours(a, case, folder):
     """A function that takes a step under autocast in bf16 on the rows that it is given."""
@@ -164,7 +162,8 @@ def wait(device):
 
 
 def measure(a, build, case):
-    """Build a way to take steps, take some -> tokens a second, GB at most on the GPU (None on a CPU), the last loss."""
+    """Build a way to take steps, take some -> tokens a second, GB at most on the GPU (None on a
+    CPU), the last loss."""
     gc.collect()
     on_gpu = a.device.startswith("cuda")
     if on_gpu:
@@ -199,30 +198,27 @@ def large(a, place):
         ways = {
             "here": lambda: ours(a, case, folder),
             "transformers + PEFT": lambda: theirs(a, case, folder, torch.float32),
-            "transformers + PEFT, weights in bf16": lambda: theirs(a, case, folder, torch.bfloat16)
-        }
+            "transformers + PEFT, weights in bf16": lambda: theirs(a, case, folder, torch.bfloat16)}
         for name, build in ways.items():
             found.append({"what": f"{method}, {name}"}
                          | attempt(lambda: measure(a, build, case), a))
     return found
 
 
-# ------------------------------------------------------------------------------------------------ packed attention
-
+# --------------------------------------------------------------------------------- packed attention
 
 def varlen_by_hand(q, k, v, starts, _, longest, __, scale=None, window_size=(-1, -1),
                    enable_gqa=False):
-    """What torch.nn.attention.varlen.varlen_attn computes, row by row, on any device and in any dtype."""
+    """What varlen_attn of torch.nn.attention.varlen computes, on any device, in any dtype."""
     found = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist()):
         own = (x[start:end].transpose(0, 1) for x in (q, k, v))                          # (H, T, d)
         place = torch.arange(end - start, device=q.device)
-        back = place[:, None] - place[None, :]  # query - key
+        back = place[:, None] - place[None, :]                                         # query - key
         left, right = (math.inf if reach < 0 else reach for reach in window_size)
         seen = (back <= left) & (-back <= right)
-        found.append(
-            F.scaled_dot_product_attention(*own, attn_mask=seen, scale=scale,
-                                           enable_gqa=enable_gqa).transpose(0, 1))
+        found.append(F.scaled_dot_product_attention(*own, attn_mask=seen, scale=scale,
+                                                    enable_gqa=enable_gqa).transpose(0, 1))
     return torch.cat(found)
 
 
@@ -236,15 +232,16 @@ def varlen_kernel(device):
 
 @contextlib.contextmanager
 def packed_attention(kernel):
-    """Within, attention of BERT and LLaMA works on packed tokens, where no cache, dropout or few queries ask for rows."""
+    """Within, attention of BERT and LLaMA works on packed tokens, where no cache, dropout or few
+    queries ask for rows."""
     plain, plain_causal = layers.attention, layers.causal_attention
 
     def packed(q, k, v, rows, window, scale):
         starts = F.pad(rows.lengths.cumsum(0), (1, 0)).int()                             # (B + 1,)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # rotated: fp32 under autocast
-        return kernel(q, k, v, starts, starts, rows.longest, rows.longest, scale=scale,
-                      window_size=window, enable_gqa=q.shape[1]
-                      != k.shape[1]).flatten(1)  # (N, H*d)
+        q, k = q.to(v.dtype), k.to(v.dtype)                           # rotated: fp32 under autocast
+        found = kernel(q, k, v, starts, starts, rows.longest, rows.longest, scale=scale,
+                       window_size=window, enable_gqa=q.shape[1] != k.shape[1])         # (N, H, d)
+        return found.flatten(1)                                                         # (N, H * d)
 
     def attention(q, k, v, rows, dropout=0.0):
         if dropout or type(rows) is not layers.Rows:
@@ -273,15 +270,15 @@ def packed(a, place):
     return found
 
 
-# ------------------------------------------------------------------------------------------------ the run
+# ------------------------------------------------------------------------------------------ the run
 
 def attempt(call, a):
-    """What the call returns, or {"failed": why} -> dict or list. A part that fails does not stop the others."""
+    """What the call returns, or {"failed": why}. A part that fails does not stop the others."""
     if time.monotonic() > a.end:
         return {"failed": "left out: the minutes were over"}
     try:
         return call()
-    except Exception as error:  # whatever a GPU may do
+    except Exception as error:                                               # whatever a GPU may do
         return {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
 
 
@@ -291,11 +288,9 @@ PARTS = {"job": job, "resume": resume, "large": large, "packed": packed}
 def machine(device):
     """What the numbers depend on."""
     on_gpu = device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
-        "torch": torch.__version__, "cuda": torch.version.cuda,
-        "capability": list(torch.cuda.get_device_capability(device)) if on_gpu else None
-    }
+    return {"device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+            "torch": torch.__version__, "cuda": torch.version.cuda,
+            "capability": list(torch.cuda.get_device_capability(device)) if on_gpu else None}
 
 
 def shown(value):
@@ -311,8 +306,8 @@ def markdown(result):
     lines += ["| part | what | result |", "|---|---|---|"]
     for part, found in result["parts"].items():
         for line in found:
-            rest = "; ".join(f"{key} {shown(value)}" for key, value in line.items()
-                             if key != "what" and value is not None)
+            rest = "; ".join(f"{key} {shown(value)}"
+                             for key, value in line.items() if key != "what" and value is not None)
             lines.append(f"| {part} | {line.get('what', '')} | {rest.replace('|', '/')} |")
     return "\n".join(lines)
 

@@ -1,10 +1,12 @@
-"""Write the folders modernbert_* of tests/fixtures/models: tiny random models and what transformers computes with them.
+"""Write the folders modernbert_* of tests/fixtures/models: tiny random models and what transformers
+computes with them.
 
     python tests/reference/make_modernbert.py
 
-As in make_fixtures.py: exaggerated weights, a ragged batch (padded on the right) in expected.safetensors, no tokenizer:
-ids are random. The windows are short and the bases of the rotations small, so that both show in texts of 34 tokens. One
-model has no biases and the usual order of layers, the other has biases everywhere and layer_types of its own.
+As in make_fixtures.py: exaggerated weights, a ragged batch (padded on the right) in
+expected.safetensors, no tokenizer: ids are random. The windows are short and the bases of the
+rotations small, so that both show in texts of 34 tokens. One model has no biases and the usual
+order of layers, the other has biases everywhere and layer_types of its own.
 """
 
 import torch
@@ -47,7 +49,8 @@ def exaggerate(model, seed, std=0.2):
 
 
 def run(model, ids, mask, labels):
-    """What transformers computes, in float64: hidden states (N, D) at the real places, logits, loss, gradients."""
+    """What transformers computes, in float64: hidden states (N, D) at the real places, logits,
+    loss, gradients."""
     seen, real = {}, mask.bool()
     body = model.base_model
 
@@ -60,8 +63,9 @@ def run(model, ids, mask, labels):
     try:
         with Wide():
             logits = model.double()(input_ids=ids, attention_mask=mask).logits
-            chosen = (logits[labels >= 0], labels[labels >= 0]) if logits.dim() == 3 else (logits,
-                                                                                           labels)
+            real_labels = labels >= 0
+            chosen = ((logits[real_labels], labels[real_labels]) if logits.dim() == 3
+                      else (logits, labels))
             loss = torch.nn.functional.cross_entropy(*chosen)
             loss.backward()
     finally:
@@ -69,10 +73,9 @@ def run(model, ids, mask, labels):
             hook.remove()
     expected = seen | {"ids": ids, "mask": mask, "labels": labels, "loss": loss,
                        "logits": logits[real] if logits.dim() == 3 else logits}
-    expected |= {
-        "gradient of " + name: parameter.grad for name, parameter in model.named_parameters()
-        if any(part in name for part in GRADIENTS) and parameter.grad is not None
-    }
+    expected |= {"gradient of " + name: parameter.grad
+                 for name, parameter in model.named_parameters()
+                 if any(part in name for part in GRADIENTS) and parameter.grad is not None}
     return {name: tensor.detach() for name, tensor in expected.items()}
 
 
@@ -84,11 +87,8 @@ def make(name, kind, fields, seed, labels=None):
     ids, mask, _ = make_fixtures.random_batch(config, seed, LENGTHS)
     expected = run(model, ids, mask,
                    make_fixtures.masked_labels(ids, mask) if labels is None else labels)
-    save_file(
-        {
-            key: tensor.float() if tensor.is_floating_point() else tensor
-            for key, tensor in expected.items()
-        }, folder / "expected.safetensors")
+    save_file({key: tensor.float() if tensor.is_floating_point() else tensor
+               for key, tensor in expected.items()}, folder / "expected.safetensors")
 
 
 def main():

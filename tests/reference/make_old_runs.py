@@ -377,8 +377,10 @@ def make_by_python():
             instruction="it is:",
         )
     made["shots-t5"] = model = Classifier.load("labels-t5")
-    change_prompt(model, template="{text} is {label}", shots=[("rain and cloud", "the wind"),
-                                                              ("the bread", "soup")])
+    change_prompt(
+        model, template="{text} is {label}",
+        shots=[("rain and cloud", "the wind"), ("the bread", "soup")]
+    )
     return made
 
 

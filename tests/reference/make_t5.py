@@ -1,11 +1,12 @@
-"""Write the T5 folders of tests/fixtures/models: three tiny random models, and what transformers computes with them.
+"""Write the T5 folders of tests/fixtures/models: three tiny random models, and what transformers
+computes with them.
 
     python tests/reference/make_t5.py
 
-t5_lm is T5 1.0 (relu, tied, scaled), flan_lm is FLAN-T5 as transformers 5 saves it again (gated-gelu, a head of its
-own), ul2_classifier is UL2 (gated-silu) with a classification head. As in make_fixtures.py: exaggerated weights, a
-ragged batch in expected.safetensors, no tokenizer: ids are random. The texts are longer than the distance beyond which
-T5 tells no distances apart.
+t5_lm is T5 1.0 (relu, tied, scaled), flan_lm is FLAN-T5 as transformers 5 saves it again
+(gated-gelu, a head of its own), ul2_classifier is UL2 (gated-silu) with a classification head. As
+in make_fixtures.py: exaggerated weights, a ragged batch in expected.safetensors, no tokenizer: ids
+are random. The texts are longer than the distance beyond which T5 tells no distances apart.
 """
 
 import contextlib
@@ -36,9 +37,10 @@ GRADIENTS = ("shared", "relative_attention_bias", "block.1.layer.0.SelfAttention
 
 
 def text_to_text_batch(vocab_size, seed, lengths=((30, 9), (4, 21), (17, 1), (23, 14))):
-    """Random sources and targets of these lengths -> ids, mask (B, S), labels (B, T), -100 at padding."""
+    """Random sources and targets of these lengths -> ids, mask (B, S), labels (B, T), -100 at
+    padding."""
     generator = torch.Generator().manual_seed(seed)
-    draw = [[torch.randint(2, vocab_size, (n, ), generator=generator).tolist() for n in row]
+    draw = [[torch.randint(2, vocab_size, (n,), generator=generator).tolist() for n in row]
             for row in lengths]
     ids, mask, _ = padded([(source, [0]) for source, _ in draw], 0)
     labels, label_mask, _ = padded([(target, [0]) for _, target in draw], 0)
@@ -54,7 +56,8 @@ def class_batch(vocab_size, seed, lengths=(25, 3, 16, 9), classes=3):
 
 @contextlib.contextmanager
 def watched(body):
-    """A dict that fills with what each block of transformers' T5 computes, (B, T, D), in the next forward."""
+    """A dict that fills with what each block of transformers' T5 computes, (B, T, D), in the next
+    forward."""
     seen, hooks = {}, []
 
     def keep(name):
@@ -62,10 +65,8 @@ def watched(body):
             {name: out[0] if isinstance(out, tuple) else out})
     for name, stack in (("encoder", body.encoder), ("decoder", body.decoder)):
         hooks.append(stack.embed_tokens.register_forward_hook(keep(f"{name} embeddings")))
-        hooks += [
-            block.register_forward_hook(keep(f"{name} layer {i}"))
-            for i, block in enumerate(stack.block)
-        ]
+        hooks += [block.register_forward_hook(keep(f"{name} layer {i}"))
+                  for i, block in enumerate(stack.block)]
         hooks.append(stack.final_layer_norm.register_forward_hook(keep(f"{name} output")))
     yield seen
     for hook in hooks:
@@ -74,14 +75,14 @@ def watched(body):
 
 @contextlib.contextmanager
 def wide_norms():
-    """transformers' T5 takes its mean of squares in float32 even in a float64 model; in here it is float64 too. That
-    the two agree but for rounding is checked at each call."""
+    """transformers' T5 takes its mean of squares in float32 even in a float64 model; in here it is
+    float64 too. That the two agree but for rounding is checked at each call."""
     norm = transformers.models.t5.modeling_t5.T5LayerNorm
     theirs = norm.forward
 
     def wide(self, x):
-        out = self.weight * (x *
-                             torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))
+        out = self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True)
+                                             + self.variance_epsilon))
         torch.testing.assert_close(out, theirs(self, x), rtol=1e-5, atol=1e-5)
         return out
     norm.forward = wide
@@ -92,34 +93,31 @@ def wide_norms():
 
 
 def run(model, ids, mask, labels):
-    """What transformers computes, in float64: states (N, D) at the real places of source and target, in the order in
-    which they arise, logits, loss, gradients."""
+    """What transformers computes, in float64: states (N, D) at the real places of source and
+    target, in the order in which they arise, logits, loss, gradients."""
     model.double().zero_grad()
     with watched(getattr(model, "transformer", model)) as seen, wide_norms():
         out = model(input_ids=ids, attention_mask=mask, labels=labels)
     out.loss.backward()
     target = labels >= 0 if labels.dim() == 2 else mask.bool()
-    expected = {
-        name: states[mask.bool() if name.startswith("encoder") else target]
-        for name, states in seen.items()
-    }
+    expected = {name: states[mask.bool() if name.startswith("encoder") else target]
+                for name, states in seen.items()}
     expected["logits"] = out.logits[target] if labels.dim() == 2 else out.logits
     expected |= {"loss": out.loss, "ids": ids, "mask": mask, "labels": labels}
-    expected |= {
-        "gradient of " + name: parameter.grad for name, parameter in model.named_parameters()
-        if any(part in name for part in GRADIENTS)
-    }
+    expected |= {"gradient of " + name: parameter.grad
+                 for name, parameter in model.named_parameters()
+                 if any(part in name for part in GRADIENTS)}
     return {name: tensor.detach() for name, tensor in expected.items()}
 
 
 def with_own_head(config, seed):
-    """A model with a head of its own. transformers 5 ties every new one: so it is saved as transformers 4 saved T5 1.1,
-    with tie_word_embeddings false, and read again."""
+    """A model with a head of its own. transformers 5 ties every new one: so it is saved as
+    transformers 4 saved T5 1.1, with tie_word_embeddings false, and read again."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         exaggerate(transformers.T5ForConditionalGeneration(config), seed).save_pretrained(folder)
-        tensors, fields = load_file(folder / "model.safetensors"), json.loads(
-            (folder / "config.json").read_text())
+        tensors = load_file(folder / "model.safetensors")
+        fields = json.loads((folder / "config.json").read_text())
         generator = torch.Generator().manual_seed(seed + 1000)     # other numbers than `shared` has
         tensors["lm_head.weight"] = 0.2 * torch.randn(config.vocab_size, config.d_model,
                                                       generator=generator)

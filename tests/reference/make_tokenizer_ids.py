@@ -1,10 +1,12 @@
-"""Write tests/fixtures/tokenizer_ids.json: two small vocabularies, and the ids that the `tokenizers` library gives.
+"""Write tests/fixtures/tokenizer_ids.json: two small vocabularies, and the ids that the
+`tokenizers` library gives.
 
     python tests/reference/make_tokenizer_ids.py
 
-The vocabularies are trained here on the sentences below; those already in the file are kept, for the library breaks
-ties between equally frequent merges at random. tests/test_tokenizer.py holds our ids against the stored ones, so also
-where the library is absent. Needs `tokenizers` and `transformers`; their versions are recorded in the file.
+The vocabularies are trained here on the sentences below; those already in the file are kept, for
+the library breaks ties between equally frequent merges at random. tests/test_tokenizer.py holds our
+ids against the stored ones, so also where the library is absent. Needs `tokenizers` and
+`transformers`; their versions are recorded in the file.
 """
 
 import json
@@ -26,38 +28,23 @@ SENTENCES = [
     "北京的天气很好 and 東京の空 is clear.",
     "Привет, мир! Ελλάδα is the Greek word for Greece, ΟΔΟΣ for street.",
     "שלום עולם means hello world, as does مرحبا بالعالم.",
-    "Learning rates, loss curves and labels: the loss of the learner is lower than the loss of the lowest label.",
+    "Learning rates, loss curves and labels: the loss of the learner is lower than the loss of the "
+    "lowest label.",
     "the newest and the widest river is lower than the lowest of the slowest rivers",
     "def forward(self, x):\n    return self.norm(x + self.attention(x))  # shapes: (B, T, D)",
 ]
 TEXTS = [
-    "",
-    " ",
-    "\t\n  \r\n",
-    "The lowest river isn't the slowest.",
-    "  two  spaces   and a tail  ",
+    "", " ", "\t\n  \r\n", "The lowest river isn't the slowest.", "  two  spaces   and a tail  ",
     "UNBELIEVABLE, she'll say we've paid $42.50 (or 3+4=7)!",
-    "café cafe\u0301 CAFÉ Ångström naïve ﬁn ß ẞ İstanbul",
-    "ΟΔΟΣ και ΟΔΟΣ",
-    "北京天气很好。東京 タワー 서울 한국",
-    "a\u200bb\u200dc\ufeffd\u00ade",
-    "x\x00y\ufffdz\x07!\x85?\x1c.",
-    "line\u2028one\u2029two\u00a0three\u3000four",
-    "👩‍👩‍👧 👍🏽 🫨 ☃ ⛄",
-    "שָׁלוֹם עולם مَرْحَبًا",
+    "café cafe\u0301 CAFÉ Ångström naïve ﬁn ß ẞ İstanbul", "ΟΔΟΣ και ΟΔΟΣ",
+    "北京天气很好。東京 タワー 서울 한국", "a\u200bb\u200dc\ufeffd\u00ade",
+    "x\x00y\ufffdz\x07!\x85?\x1c.", "line\u2028one\u2029two\u00a0three\u3000four",
+    "👩‍👩‍👧 👍🏽 🫨 ☃ ⛄", "שָׁלוֹם עולם مَرْحَبًا",
     "हिन्दी भाषा ไทย",
-    "e\u0316\u0301\u0302 Z̸a̷l̵g̶o̴",
-    "[CLS] the film [SEP] the book [sep] [MASK]",
-    "a  <mask> b\u2003<mask>c <s>x</s>",
-    "end<|endoftext|> start",
-    "e" * 100,
-    "e" * 101,
-    "lower" * 60,
-    "1234567890 ½ ² Ⅷ ٣",
-    "don't DON'T 'tis it''s ’s",
-    "    four\n\n\n\tlines  \n",
-    "#hashtag @user http://x.y/z?a=b&c=d",
-    "…—–“”‘’«»¿¡§¶†‡ ` ~ ^ |",
+    "e\u0316\u0301\u0302 Z̸a̷l̵g̶o̴", "[CLS] the film [SEP] the book [sep] [MASK]",
+    "a  <mask> b\u2003<mask>c <s>x</s>", "end<|endoftext|> start", "e" * 100, "e" * 101,
+    "lower" * 60, "1234567890 ½ ² Ⅷ ٣", "don't DON'T 'tis it''s ’s", "    four\n\n\n\tlines  \n",
+    "#hashtag @user http://x.y/z?a=b&c=d", "…—–“”‘’«»¿¡§¶†‡ ` ~ ^ |",
     "\U0002b820\U0002b91f\U0002b920鿿",
 ]
 PAIRS = [["The film was slow.", "It isn't slow!"], ["a", " b"], ["", "the last [SEP]"]]
@@ -67,15 +54,13 @@ BERT_SETTINGS = {
     "cased, accents stripped": {"do_lower_case": False, "strip_accents": True},
     "ideographs not set apart": {"do_lower_case": True, "tokenize_chinese_chars": False},
 }
-BPE_SETTINGS = {
-    "gpt2": {}, "gpt2, prefix space": {"add_prefix_space": True}, "roberta": {},
-    "roberta, prefix space": {"add_prefix_space": True},
-    "qwen": {"tokenizer_class": "Qwen2Tokenizer"}
-}
+BPE_SETTINGS = {"gpt2": {}, "gpt2, prefix space": {"add_prefix_space": True}, "roberta": {},
+                "roberta, prefix space": {"add_prefix_space": True},
+                "qwen": {"tokenizer_class": "Qwen2Tokenizer"}}
 
 
 def train_wordpiece():
-    """About 400 pieces, capitals and accents among them, so that every setting has something to find."""
+    """About 400 pieces, also of capitals and accents, so that every setting finds something."""
     trainer = trainers.WordPieceTrainer(
         vocab_size=420, show_progress=False, limit_alphabet=120,
         special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
@@ -97,8 +82,8 @@ def train_bpe():
     learner.train_from_iterator(SENTENCES, trainers.BpeTrainer(
         vocab_size=556, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     model = json.loads(learner.to_str())["model"]
-    return sorted(model["vocab"],
-                  key=model["vocab"].get), [" ".join(pair) for pair in model["merges"]]
+    pieces = sorted(model["vocab"], key=model["vocab"].get)
+    return pieces, [" ".join(pair) for pair in model["merges"]]
 
 
 def ids_of(reference):
@@ -129,23 +114,22 @@ def main():
             reference = transformers.GPT2Tokenizer(vocab=numbered["gpt2"], merges=pairs, **settings)
         elif name == "qwen":
             reference = transformers.Qwen2Tokenizer(vocab=numbered["gpt2"], merges=pairs)
-        else:  # the mask takes the spaces before it, as in the tokenizer.json that RoBERTa was published with
-            reference = transformers.RobertaTokenizer(vocab=numbered["roberta"], merges=pairs,
-                                                      mask_token=AddedToken("<mask>", lstrip=True),
-                                                      **settings)
+        else:
+            # the mask takes the spaces before it, as in RoBERTa's published tokenizer.json
+            reference = transformers.RobertaTokenizer(
+                vocab=numbered["roberta"], merges=pairs,
+                mask_token=AddedToken("<mask>", lstrip=True), **settings)
         expected[name] = ids_of(reference)
-    content = {
-        "made by": "tests/reference/make_tokenizer_ids.py", "tokenizers": tokenizers.__version__,
-        "transformers": transformers.__version__, "bert": pieces, "letters": letters,
-        "merges": merges, "settings": BERT_SETTINGS | BPE_SETTINGS, "texts": TEXTS, "pairs": PAIRS
-    }
+    content = {"made by": "tests/reference/make_tokenizer_ids.py",
+               "tokenizers": tokenizers.__version__, "transformers": transformers.__version__,
+               "bert": pieces, "letters": letters, "merges": merges,
+               "settings": BERT_SETTINGS | BPE_SETTINGS, "texts": TEXTS, "pairs": PAIRS}
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
     lines += [f"{json.dumps('ids, ' + key)}: {json.dumps(value, separators=(',', ':'))}"
               for key, value in expected.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    print(
-        f"{path.name}: {path.stat().st_size} bytes, {len(pieces)} WordPiece pieces, {len(merges)} merges"
-    )
+    print(f"{path.name}: {path.stat().st_size} bytes, {len(pieces)} WordPiece pieces, "
+          f"{len(merges)} merges")
 
 
 if __name__ == "__main__":
