@@ -1,15 +1,17 @@
-"""What each switch of the loop saves: as python -m minillmclf.inspect estimates it, and as a process's peak shows it.
+"""What each switch of the loop saves: as python -m minillmclf.inspect estimates it, and as a
+process's peak shows it.
 
   python tests/reference/switches.py [MODEL] [DATA] [BATCH_SIZE] [METHOD]
 
-By default mini-bert, the bundled set long, 16 texts, full. Each switch has a process of its own, which trains as
-python -m minillmclf.train does: two optimiser steps on texts as long as the switch lets them be. Printed is how far the peak
-of these steps lies above the level before the first, where the model is loaded and libraries have loaded what they need; the
-estimate beside it is without the weights too. Linux only (/proc), one thread.
+By default mini-bert, the bundled set long, 16 texts, full. Each switch has a process of its own,
+which trains as python -m minillmclf.train does: two optimiser steps on texts as long as the switch
+lets them be. Printed is how far the peak of these steps lies above the level before the first,
+where the model is loaded and libraries have loaded what they need; the estimate beside it is
+without the weights too. Linux only (/proc), one thread.
 
-Measured twice. glibc keeps blocks of up to 32 MB that were freed, in pieces that the next tensor does not fit into; with
-MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives every larger block back at once, and what a process holds is
-what its tensors take. The results are the same.
+Measured twice. glibc keeps blocks of up to 32 MB that were freed, in pieces that the next tensor
+does not fit into; with MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives every larger block
+back at once, and what a process holds is what its tensors take. The results are the same.
 """
 import json
 import subprocess
@@ -61,12 +63,13 @@ print(json.dumps({"peak": memory("VmHWM") - before, "seconds": (time.time() - be
 
 
 def measured(*flags, give_back=False):
-    """What STEPS prints, from a process of its own. give_back: have the C library give back what was freed."""
+    """What STEPS prints, from a process of its own. give_back: have the C library give back what
+    was freed."""
     sys.path[:0] = [str(ROOT / "tests")]
     from small import environment
-    ran = subprocess.run([sys.executable, "-c", STEPS, *map(str, flags)], cwd=ROOT,
-                         capture_output=True, text=True, env=environment() |
-                         ({"MALLOC_MMAP_THRESHOLD_": "65536"} if give_back else {}))
+    ran = subprocess.run(
+        [sys.executable, "-c", STEPS, *map(str, flags)], cwd=ROOT, capture_output=True, text=True,
+        env=environment() | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if give_back else {}))
     if ran.returncode:
         raise SystemExit(ran.stderr)
     return json.loads(ran.stdout.splitlines()[-1])
@@ -86,26 +89,22 @@ def main(model="mini-bert", data="long", batch_size="16", method="full"):
     weights = 4 * sum(p.numel() for part in (backbone, head) for p in part.parameters())
     table = switch_table(backbone, head, method, int(batch_size),
                          min(512, backbone.max_tokens or 512))
-    print(
-        "| switch | estimate | measured, freed blocks given back | estimate / measured | measured, glibc as it is | "
-        "saved: estimate | measured | s a step |\n|---|---|---|---|---|---|---|---|")
+    print("| switch | estimate | measured, freed blocks given back | estimate / measured | "
+          "measured, glibc as it is | saved: estimate | measured | s a step |\n"
+          "|---|---|---|---|---|---|---|---|")
     first = None
     for flags, _, needed in table:
         given = [] if flags == "as it is" else flags.split()
-        length = [] if "--max-length" in given else [
-            "--max-length", min(512, backbone.max_tokens or 512)
-        ]
-        asked = [
-            "--model", model, "--data", data, "--batch-size", batch_size, "--method", method,
-            *length, *given
-        ]
+        length = ([] if "--max-length" in given
+                  else ["--max-length", min(512, backbone.max_tokens or 512)])
+        asked = ["--model", model, "--data", data, "--batch-size", batch_size, "--method", method,
+                 *length, *given]
         ran, plain = measured(*asked, give_back=True), measured(*asked)
         said, peak = (needed - weights) / 1e6, ran["peak"] / 1e6
         first = first or (said, peak)
-        print(
-            f"| {flags} | {said:,.0f} MB | {peak:,.0f} MB | {said / peak:.2f} | {plain['peak'] / 1e6:,.0f} MB | "
-            f"{first[0] - said:,.0f} MB | {first[1] - peak:,.0f} MB | {ran['seconds']:.1f} |",
-            flush=True)
+        print(f"| {flags} | {said:,.0f} MB | {peak:,.0f} MB | {said / peak:.2f} | "
+              f"{plain['peak'] / 1e6:,.0f} MB | {first[0] - said:,.0f} MB | {first[1] - peak:,.0f} "
+              f"MB | {ran['seconds']:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
