@@ -1,5 +1,4 @@
-"""What several test files share: the stored models, and the comparison that names the first layer
-that differs."""
+"""What test files share: the stored models, a comparison that names the first differing layer."""
 
 import copy
 import math
@@ -52,8 +51,7 @@ def fp32(width, depth):
 
 
 def shaken(model, answer, width):
-    """The same for a model that stretches errors, as trained and exaggerated ones do, in the
-    answers' own unit.
+    """The same for a model that stretches errors, as trained ones do, in the answers' own unit.
 
     A float32 sum of `width` products is the exact sum with each weight off by sqrt(width) * 2**-24
     of itself. So the weights of a float64 model are moved by 2**-24 of themselves, up or down at
@@ -75,16 +73,14 @@ def shaken(model, answer, width):
 
 # ---- the same numbers in less time
 
-# The files that take longest. With `--dist loadfile` a file is not divided: one that begins last is
-# waited for.
+# The slowest files. `--dist loadfile` divides no file: one that begins last is waited for.
 LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py",
            "test_flags.py", "test_exercises.py", "test_instruction.py", "test_commands.py",
            "test_peft_format.py", "test_classifier.py", "test_compare.py")
 
 
 def pytest_configure(config):
-    """xdist begins with the files of most tests, unless it is told to keep the order of the
-    tests."""
+    """xdist begins with the files of most tests, unless told to keep the order of the tests."""
     config.option.loadscopereorder = False
 
 
@@ -130,8 +126,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def call(capsys):
-    """call(command, *arguments) -> exit code, stdout, stderr of that command as a process would
-    give them."""
+    """call(command, *arguments) -> exit code, stdout, stderr, as of a process of that command."""
     def call(command, *given):
         with pytest.raises(SystemExit) as end:
             run(lambda: command.main(list(map(str, given))))
@@ -151,8 +146,7 @@ def refused(call, *parts) -> str:
 
 
 def trace(model, ids, mask, types=None):
-    """What a body computes, step by step: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden":
-    (B, T, D)}."""
+    """A body's steps: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden": (B, T, D)}."""
     steps, modules = {}, {"embeddings": model.dropout} | {
         f"layer {i}": layer for i, layer in enumerate(model.layers)}
 
@@ -167,8 +161,7 @@ def trace(model, ids, mask, types=None):
 
 
 def first_difference(ours, reference, tolerance, relative=False):
-    """None, or which tensor of `reference`, in its order, is the first that `ours` has not, and by
-    how much.
+    """None, or the first tensor of `reference`, in its order, that `ours` has not, and by how much.
 
     tolerance: the largest difference of a number that passes; relative: in parts of the tensor's
     largest number (and of 1e-6 at least, for a gradient may be nothing but rounding).
@@ -187,8 +180,7 @@ def first_difference(ours, reference, tolerance, relative=False):
 
 
 def batch_of(texts, side="right", pad=0, width=None):
-    """Lists of ids -> ids, mask (B, T), padded on the "left" or "right" to `width` or the
-    longest."""
+    """Lists of ids -> ids, mask (B, T), padded "left" or "right" to `width` or the longest."""
     width = width or max(map(len, texts))
     ids = torch.full((len(texts), width), pad)
     mask = torch.zeros(len(texts), width, dtype=torch.long)
@@ -199,8 +191,7 @@ def batch_of(texts, side="right", pad=0, width=None):
 
 
 def assert_padding_changes_nothing(name, states, texts, tolerance):
-    """The states of each text alone are those in a batch, however that is padded and whoever its
-    mates are.
+    """The states of each text alone are those in a batch, whatever its padding and its mates.
 
     states(texts, side, pad, width) -> [(T, D), ...], of the real tokens of each text. tolerance: in
     parts of the largest number.

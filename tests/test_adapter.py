@@ -1,5 +1,4 @@
-"""Do bottleneck adapters stand where the papers put them, start as nothing, learn alone and come
-out again?
+"""Do bottleneck adapters stand where the papers say, start as nothing, learn alone, come out?
 
 There is no second implementation at hand that puts them in the same places, so the reference is the
 formula, step by step, and a block of BERT written out with its adapters. Known-wrong variants must
@@ -140,8 +139,7 @@ def test_the_seed_decides():
 # --------------------------------------------------------------------------- the formula, the place
 
 def by_hand(model, place, ids, mask):
-    """The body of a BERT with adapters, written out: behind the linear layer, before the residual
-    sum."""
+    """A BERT's body written out: adapters behind the linear layer, before the residual sum."""
     body, rows = model.backbone, Rows(mask)
     x = body.embed(ids, rows, None)                                  # (N, D)
 

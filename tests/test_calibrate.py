@@ -1,5 +1,4 @@
-"""Calibration: hand-computed cases, what each method promises of the rows it was fitted to, and
-what it refuses."""
+"""Calibration: cases by hand, what a method promises of the rows it was fitted to, refusals."""
 import json
 import math
 

@@ -1,5 +1,4 @@
-"""Data as people bring it: no row is lost unsaid, no split or label is guessed at, and no cell of a
-file ends in a traceback."""
+"""Data as people bring it: no row is lost unsaid, nothing is guessed, no cell is a traceback."""
 import json
 import random
 import time
@@ -393,8 +392,7 @@ def test_fit_takes_no_step_for_each_token_that_is_dropped():
 
 
 def test_fit_cuts_the_longest_first():
-    """As said step by step: one token at a time, of the longest; of equal ones that which was the
-    shorter, then the first."""
+    """A token at a time, of the longest; of equal ones the one shorter before, then the first."""
     rng = random.Random(0)
     for _ in range(500):
         sizes, budget = [rng.randint(0, 9) for _ in range(rng.randint(1, 5))], rng.randint(0, 40)

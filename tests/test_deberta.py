@@ -1,5 +1,4 @@
-"""Is DeBERTa what transformers says it is, layer by layer, and would the tests notice if it were
-not?
+"""Is DeBERTa what transformers says it is, layer by layer, and would the tests notice if not?
 
 As test_models.py: two stored models with exaggerated weights (reference/make_deberta.py), one wired
 as v3 and one otherwise wherever the family allows it; transformers itself on random configurations;
@@ -67,8 +66,9 @@ def transformers():
 
 
 def parity(name, stored, dtype=torch.float32, tolerance=FP32):
-    """None, or the first step of the stored model `name` that differs by more than these parts of
-    its largest number."""
+    """None, or the first step of the stored model `name` that differs.
+
+    By more than these parts of its largest number, that is."""
     steps, gradients = split(in_dtype(stored[name], dtype))
     ours = compute(MODELS / name, stored[name], dtype)
     return (first_difference(ours, steps, tolerance, relative=True)
@@ -646,8 +646,8 @@ def test_what_would_change_the_maths_is_refused_by_name(changed, message):
 
 
 def test_silence_about_relative_attention_means_none_of_it():
-    with pytest.raises(InputError, match="relative_attention = false .only true is built; where it "
-                       "is missing, it is"):
+    fault = "relative_attention = false .only true is built; where it is missing, it is"
+    with pytest.raises(InputError, match=fault):
         Deberta.from_config(
             {key: value for key, value in TINY.items() if key != "relative_attention"})
 

@@ -1,5 +1,4 @@
-"""What every family must do alike: travel to transformers and back as a classifier, ignore padding
-and batch mates, learn.
+"""What every family must do: travel to transformers and back, ignore padding and mates, learn.
 
 One tiny model of each of the ten families (twelve configurations), with exaggerated weights, made
 by our own code; so most of this file needs no transformers. What is particular to a family is in
@@ -87,8 +86,7 @@ def spread(model, seed=1, std=0.25):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """name -> a folder with the body and a tokenizer (WordPiece for all: a family does not
-    care)."""
+    """name -> a folder with the body and a tokenizer (WordPiece for all: no family cares)."""
     made = {}
     for name, (kind, config) in CONFIGS.items():
         folder = tmp_path_factory.mktemp(name)
@@ -193,8 +191,7 @@ def test_any_pooling_comes_back_too(name, how, folders, tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_padding_and_batch_mates_change_no_answer(name, dtype, tolerance, folders):
-    """Left, right and no padding, any id in it, any company: the same scores, in each family with
-    its own head."""
+    """Left, right and no padding, any id in it, any mates: each family's head scores the same."""
     model = classifier(folders[name]).to(dtype)
     texts = [ids for ids, _ in model.encode(TEXTS)[0]]
     texts[0][1] = 0  # the padding id may stand in a text
@@ -251,6 +248,6 @@ def test_a_model_type_that_is_not_built_is_named(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     (tmp_path / "model.safetensors").write_bytes(
         (folders["gpt2"] / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match="model_type = 'mamba' is not supported; supported: bert, "
-                       "distilbert, roberta, .*gemma3"):
+    fault = "model_type = 'mamba' is not supported; supported: bert, distilbert, roberta, .*gemma3"
+    with pytest.raises(InputError, match=fault):
         Classifier.from_backbone(tmp_path, LABELS)

@@ -1,5 +1,4 @@
-"""Features of a frozen body are computed once: is a run the same as without, and is it so only
-where nothing changes?"""
+"""A frozen body's features are computed once: is a run the same? Only where nothing changes?"""
 import random
 
 import pytest
@@ -66,8 +65,7 @@ class StopAt:
 
 
 def run(model, folder, stop=None, **settings):
-    """Train a classifier -> (its history, what has learned, how many tokens went through the first
-    block)."""
+    """Train a classifier -> (its history, what has learned, tokens that the first block saw)."""
     folder.mkdir(exist_ok=True)
     tokens = []
     block = model.backbone.get_submodule(model.backbone.BLOCKS_PATH)[0]

@@ -1,5 +1,4 @@
-"""Does a model that keeps keys and values write what it would write without them, and what
-transformers writes?
+"""Does a model that keeps keys and values write what it does without, and what transformers does?
 
 Eight decoders and an encoder-decoder, tiny, with exaggerated random weights, on ragged prompts
 padded on either side. The choice of a token (temperature, top-k, top-p) is compared with
@@ -112,8 +111,7 @@ def test_grouped_keys_stay_grouped():
        window=st.sampled_from([1, 2, 3, float("inf")]), steps=st.integers(1, 4))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_cached_rows_see_what_whole_rows_see(lengths, side, window, steps):
-    """Whatever the padding: new tokens see the same earlier ones, at the same distances, as in one
-    pass over all."""
+    """Whatever the padding, new tokens see the same ones, as far away, as in one pass over all."""
     _, mask = batch_of([[1] * length for length in lengths], side)
     kept, whole = Cache(), mask
     CachedRows(mask, kept)

@@ -1,5 +1,4 @@
-"""Does a classifier that answers in words learn them by every method, come back from disk, and
-still write?
+"""Does a classifier that answers in words learn them by all methods, reload, and still write?
 
 Tiny decoders and T5s with their language-model heads and wide random weights. The losses are those
 of transformers, the adapters those that PEFT reads; and `train --readout labels` does all this from
@@ -135,8 +134,7 @@ def in_transformers(folder):
 
 
 def asked(theirs, prompts, answers):
-    """What transformers is given to learn `answers` behind, or from, `prompts` -> keyword
-    arguments, labels among them."""
+    """What transformers is given to learn `answers` to `prompts` -> its arguments, with labels."""
     if theirs.config.is_encoder_decoder:
         (ids, mask), (target, real) = batch_of(prompts), batch_of(answers)
         return dict(input_ids=ids, attention_mask=mask,
@@ -197,8 +195,7 @@ def test_the_completion_loss_is_that_of_transformers(name, side, bases):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_an_end_token_that_also_pads_is_learned(name, side, tmp_path):
-    """As GPT-2's <|endoftext|>. Which token counts is said by its place; by its id, the end would
-    never be learned."""
+    """As GPT-2's <|endoftext|>. Its place says if a token counts: by ids, no end is learned."""
     model = build(lm_folder(tmp_path, name, pad="[SEP]"))
     theirs, rows = in_transformers(tmp_path), rows_of(model, 7)
     assert model.tokenizer.pad_id == model.tokenizer.eos_id == END, (
@@ -216,8 +213,7 @@ def test_an_end_token_that_also_pads_is_learned(name, side, tmp_path):
 
 @pytest.fixture
 def exact(monkeypatch):
-    """The loss of a model in float64 is taken in float64: logits are not rounded to float32 on the
-    way."""
+    """The loss of a model in float64 is taken in float64: logits are not rounded to float32."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
@@ -252,8 +248,7 @@ def test_micro_batches_add_up_to_the_batch(name, which, bases, exact):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_classes_let_only_the_label_texts_compete(name, bases):
-    """Cross-entropy of the softmax over log p(label text | prompt), each of them a loss of
-    transformers."""
+    """Cross-entropy of the softmax over log p(label text | prompt), each a loss of transformers."""
     model, theirs = build(bases[name]), in_transformers(bases[name])
     rows = rows_of(model, 6)
     logs = []
@@ -317,8 +312,7 @@ def test_of_several_texts_completion_learns_the_first(bases):
 @pytest.mark.parametrize("method", ["full", "prefix", "prompt"])
 def test_a_shared_beginning_that_is_read_once_is_learned_from_by_all(
         method, bases, monkeypatch, exact):
-    """An instruction of more than SHARE_FROM tokens: the same gradient as where each row reads
-    it."""
+    """An instruction of over SHARE_FROM tokens: the same gradient as where each row reads it."""
     model = build(bases["llama"], instruction="the old seed and the new soil. " * 3)
     tune(model, recipe(method), seed=1)
     model.double()
@@ -362,8 +356,9 @@ def test_the_doctor_counts_as_cut_what_is_cut(name, bases):
 
 @pytest.fixture(scope="module")
 def tuned(bases, tmp_path_factory):
-    """(family, method, objective) -> (model, numbers before, names that learn, loss before and
-    after, saved folder)."""
+    """(family, method, objective) -> (model, numbers before, names that learn, losses, folder).
+
+    losses: before and after."""
     made = {}
 
     def make(name, method, which):
@@ -407,8 +402,7 @@ def test_a_method_learns_and_comes_back(name, method, which, tuned):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
-    """all-linear means the body: a head of ten thousand rows for a few label texts is no place for
-    an update."""
+    """all-linear means the body: a head of ten thousand rows for a few texts gets no update."""
     model = build(bases[name], quantise="nf4")
     tune(model, recipe("qlora"), seed=1)
     wrapped, linears = lora.find_wrapped(model), selection.find_linears(model)
@@ -438,8 +432,7 @@ def logits(model, side="right"):
     ("gpt2", "full"), ("gpt2", "lora"), ("llama", "dora"), ("llama", "houlsby"),
     ("gemma2", "full"), ("t5", "lora"), ("flan-t5", "full")])
 def test_what_was_learned_is_written_and_ended(name, method, bases):
-    """Nothing holds `generate` to the label texts. The end was learned too, so it stops there by
-    itself."""
+    """Nothing holds `generate` to the label texts. It learned the end too: it stops by itself."""
     model = build(bases[name])
     texts = texts_of(random.Random(1), 6)
     rows = Split(model.encode([text for text, _ in texts])[0],
@@ -711,8 +704,9 @@ LEARNED = ("tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.s
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the model `gpt2`, data of two classes, files of wordings, and `finished`, a
-    run. Tests only read it."""
+    """A folder: the model `gpt2`, data of two classes, files of wordings, the run `finished`.
+
+    Tests only read it."""
     folder = tmp_path_factory.mktemp("instruction")
     lm_folder(folder / "gpt2", "gpt2")
     rows = texts_of(random.Random(0), 36, TWO)
@@ -740,8 +734,7 @@ def arguments(place, out, **settings):
 
 
 def result(folder):
-    """What a run has come to, without clock and folder, how often it was saved, and the way from
-    there to its base."""
+    """What a run has come to, less clock, folder, number of saves and the path to its base."""
     record = json.loads((folder / "run.json").read_text())
     record.pop("timing")
     record["settings"] = {name: value for name, value in record["settings"].items()

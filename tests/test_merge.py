@@ -1,5 +1,4 @@
-"""python -m minillmclf.merge: what it writes answers as the tuned model did, and what it says of
-the difference is true."""
+"""python -m minillmclf.merge: what it writes answers as the tuned model; what it says is true."""
 
 import json
 import re

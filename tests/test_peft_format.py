@@ -1,5 +1,4 @@
-"""Do adapters travel between PEFT and us with equal answers, and is what would be lost on the way
-refused?
+"""Do adapters travel between PEFT and us with equal answers? Is what would be lost refused?
 
 Tiny models of all families, from us to PEFT and back. PEFT's own files are stored for two of them
 (reference/make_adapters.py), so that the layout is proved where PEFT is not installed. Known-wrong
@@ -67,8 +66,7 @@ def scores(model):
 
 
 def stir(model, seed=5):
-    """Give an adapter, the head and the learning biases values as if they had learned; all else is
-    frozen."""
+    """Give an adapter, the head and learning biases values as if learned; freeze all else."""
     own = lora.trainable_parameters(model)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -319,8 +317,7 @@ def test_stored_adapters_of_peft_give_its_answers(name, bases):
 
 @pytest.mark.parametrize("name", ["llama-prefix", "gpt2-prefix", "bert-prompt", "llama-prompt"])
 def test_stored_prefixes_and_prompts_of_peft_travel_both_ways(name, tmp_path):
-    """Written and answered by the last pair of PEFT and transformers that does prefixes; each text
-    alone, in float64."""
+    """By the last PEFT and transformers that do prefixes; each text alone, in float64."""
     folder = STORED / name
     base = (folder
             / json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
@@ -454,8 +451,8 @@ def test_layers_that_differ_are_named_in_full(bases, tmp_path):
 def test_an_adapter_that_would_lose_what_learned_is_not_written(bases, tmp_path):
     model = tuned(bases["bert"])
     model.backbone.embedding_norm.weight.requires_grad_(True)
-    with pytest.raises(InputError, match="1 parameters learn that the adapter would not hold, "
-                       "backbone.embedding_norm"):
+    fault = "1 parameters learn that the adapter would not hold, backbone.embedding_norm"
+    with pytest.raises(InputError, match=fault):
         write_adapter(tmp_path, model)
     write_adapter(tmp_path, model, saved=["embeddings.LayerNorm"])
     model = stir(tuned(bases["bert"], ["q_proj", "head.dense"]))
@@ -467,8 +464,7 @@ def test_an_adapter_that_would_lose_what_learned_is_not_written(bases, tmp_path)
 # ----------------------------------------------------------------------------- prefix and prompt
 
 def alone(theirs, ours):
-    """PEFT's answers, each text alone: behind a prompt it reads a decoder's answer at the last
-    place, padding or not."""
+    """PEFT's answers, text by text: it reads a decoder's at the last place, padding or not."""
     given = [collate(ours.encode([text])[0], [0], pad_id=0) for text in TEXTS]
     with torch.no_grad(), may_refuse():
         return torch.cat(
@@ -644,8 +640,8 @@ def test_tensors_that_do_not_fit_are_named(edit, message, tmp_path):
 def test_a_pickle_is_never_opened(tmp_path):
     folder = copied("llama", tmp_path)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(InputError, match="only adapter_model.bin, which is a pickle and never "
-                       "opened here; convert it"):
+    fault = "only adapter_model.bin, which is a pickle and never opened here; convert it"
+    with pytest.raises(InputError, match=fault):
         read_adapter(folder)
 
 
@@ -664,8 +660,8 @@ def test_an_adapter_of_another_base_or_of_other_classes_is_refused(bases, tmp_pa
 def test_a_published_adapter_of_microsoft_has_a_place_for_every_tensor(tmp_path):
     """A RoBERTa-base without memory; alpha stands in the paper's table, not in the file."""
     shutil.copy(RAW, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="files of microsoft/LoRA have none, write one with "
-                       "peft_type, r, lora_alpha"):
+    fault = "files of microsoft/LoRA have none, write one with peft_type, r, lora_alpha"
+    with pytest.raises(InputError, match=fault):
         read_adapter(tmp_path)
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))

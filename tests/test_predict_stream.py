@@ -1,5 +1,4 @@
-"""Prediction as a stream: window by window, with flat memory, and a run that was stopped ends as if
-it had not been.
+"""Prediction as a stream: window by window, in flat memory; a stopped run ends as if it were not.
 
 Windows are made small, so that a handful of rows fills several; the models are tiny.
 """
@@ -36,8 +35,7 @@ TEXTS = [text for text, _ in small.texts_of(random.Random(1), 22)]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Saved classifiers by name: of one class a text, of several, and of two answers to a
-    prompt."""
+    """Saved classifiers by name: one class a text, several, and two answers to a prompt."""
     folder = tmp_path_factory.mktemp("models")
     body = small.bert_folder(tmp_path_factory.mktemp("bert"), layers=1)
     made = {"one": Classifier.from_backbone(body, LABELS),
@@ -54,8 +52,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def ask(models, capsys, monkeypatch):
-    """ask(*arguments, model="one") -> exit code, stdout, stderr of predict, with windows of four
-    rows."""
+    """ask(*arguments, model="one") -> exit code, stdout, stderr of predict; four rows a window."""
     monkeypatch.setattr(stream, "WINDOW", 4)
 
     def ask(*given, model="one"):
@@ -371,8 +368,9 @@ def test_another_model_or_form(ask, models, data, windows, tmp_path):
 
 def test_a_record_counts_no_answers_of_another_run(
         ask, data, expected, windows, tmp_path, monkeypatch):
-    """Another run starts anew, and the power fails before its first record, when the part is longer
-    than the old one says."""
+    """Another run starts anew; power fails before its first record.
+
+    Its part is then longer than the old record says."""
     out, cut, whole = tmp_path / "answers.csv", tmp_path / "cut", expected("answers.csv")
     stopped(ask, windows, data, out, after=1)
     shutil.copy(data, tmp_path / "first.csv")
@@ -390,8 +388,7 @@ def test_a_record_counts_no_answers_of_another_run(
 
 
 def test_whatever_a_power_cut_leaves(ask, expected, data, tmp_path, monkeypatch):
-    """The disk before each file is brought to it, put in place or removed: from each state the same
-    command ends alike."""
+    """The disk before each file is written, put in place or removed: each state ends alike."""
     # the last window is full: nothing may follow the last record
     write_rows(data, [[text] for text in TEXTS[:8]])
     work, states, whole = tmp_path / "work", tmp_path / "states", expected("answers.csv")
@@ -438,8 +435,7 @@ def test_a_full_disk_keeps_what_is_done(ask, data, expected, tmp_path, monkeypat
 
 
 def test_a_short_window_is_not_on_record(ask, data, tmp_path, monkeypatch):
-    """It was the last; where rows are added before the run goes on, its rows belong to a full
-    window."""
+    """It was the last; if rows are added before the run goes on, its own go into a full window."""
     out = tmp_path / "answers.csv"
 
     def no_place(*_):
@@ -456,8 +452,7 @@ def test_a_short_window_is_not_on_record(ask, data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_memory_does_not_grow_with_the_rows(ask, tmp_path, monkeypatch, kind):
-    """Five times as many rows, of texts that repeat, so that what the tokenizer keeps of them is
-    the same for both."""
+    """Five times the rows, of texts that repeat, so that the tokenizer keeps as much for both."""
     monkeypatch.setattr(stream, "WINDOW", 128)
     peaks = []
     for rows in (128, 256, 1280):  # the first run pays for what is loaded once

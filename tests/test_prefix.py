@@ -1,5 +1,4 @@
-"""Do learned prefixes and prompts stand where the papers put them: before every text, as if they
-were part of it?
+"""Do learned prefixes and prompts stand where the papers put them: before a text, as part of it?
 
 The strongest check needs no second implementation. The keys and values that the beginning of a real
 text leaves in every layer are taken for a prefix, and the vectors of real words for a prompt: then
@@ -115,8 +114,7 @@ def draw(*shape, seed=0):
 
 
 def padded(rows, left):
-    """Lists of ids -> ids and mask (B, T); padding on the left or the right, with an id that is a
-    word as well."""
+    """Lists of ids -> ids, mask (B, T); padding left or right, with an id that is a word too."""
     width = max(map(len, rows))
     ids, mask = torch.full((len(rows), width), 7), torch.zeros(len(rows), width, dtype=torch.long)
     for number, row in enumerate(rows):
@@ -137,8 +135,7 @@ def disturb(model, size=1.0):
 # ----------------------------------------------------- a real text's beginning, as prefix or prompt
 
 def read(body, ids):
-    """What a body makes of one text (T,) -> hidden (T, D). T5's source is always the same, and the
-    text its target."""
+    """A body on one text (T,) -> hidden (T, D). T5: the text is the target, the source fixed."""
     ones = torch.ones_like(ids[None])
     if isinstance(body, T5):
         source = draw(1, 9, seed=8)
@@ -182,8 +179,7 @@ def attach_words(model, ids):
 
 @torch.no_grad()
 def prompt_error(family, left=True):
-    """How far ragged texts behind a prompt of real words are from the same texts with these words
-    before them."""
+    """How far ragged texts behind a prompt of real words are from texts led by these words."""
     model, words, rows = Whole(family).double(), [30, 4, 17, 17], [
         draw(size, seed=size).tolist() for size in (6, 1, 9)]
     expected = model(*padded([words + row for row in rows], left=False))
@@ -290,8 +286,7 @@ def test_the_new_words_stand_before_each_sequence_of_a_row():
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_behind_a_prefix_by_hand(causal):
-    """A query sums over P learned keys, and over those of its own text that it may see: formula,
-    pair by pair."""
+    """A query sums over P learned keys and those of its text that it may see: pair by pair."""
     H, K, d, P, lengths, window = 4, 2 if causal else 4, 6, 3, (4, 2), 4 if causal else 99
     torch.manual_seed(0)
     prefix, mask = Prefix((1, K, d), P), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
@@ -527,19 +522,19 @@ def test_the_published_count():
 def test_too_long_a_text_is_refused(family):
     model = Whole(family)
     fits, long = (padded([draw(size).tolist(), [5]], left=True) for size in (20, 21))
-    with pytest.raises(InputError, match="a text of 25 tokens is longer than the 24 positions of "
-                       "this model: set"):
+    fault = "a text of 25 tokens is longer than the 24 positions of this model: set"
+    with pytest.raises(InputError, match=fault):
         model(*padded([draw(25).tolist()], left=False))
     attach_prefix(model, 4)
     model(*fits)
-    with pytest.raises(InputError, match="a text of 21 tokens is longer than the 20 positions of "
-                       "this model beside its prefix of 4 tokens: set --max-length 20 or less"):
+    beside = ("a text of 21 tokens is longer than the 20 positions of this model beside its prefix of "
+              "4 tokens: set --max-length 20 or less")
+    with pytest.raises(InputError, match=beside):
         model(*long)
     detach_prefix(model)
     attach_prompt(model, 4)
     model(*fits)
-    with pytest.raises(InputError, match="a text of 25 tokens is longer than the 24 positions of "
-                       "this model: set"):
+    with pytest.raises(InputError, match=fault):
         model(*long)
 
 
@@ -666,8 +661,7 @@ def peft_model(peft, base, task, method):
 
 
 def theirs(model, task, method, ids, mask):
-    """PEFT's logits. Its prompts make decoders pool a padding token of a short row: so it reads
-    them one by one."""
+    """PEFT's logits, row by row: with its prompts, decoders pool a padding token of a short row."""
     if task == "SEQ_2_SEQ_LM":
         return model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids[:, :5]).logits
     if task == "SEQ_CLS" and method == "prompt":
@@ -721,8 +715,7 @@ def our_logits(model, task, name, encoder, ids, mask, method):
 
 
 def stored_error(name, task, method, folder, dtype=torch.float64):
-    """How far our logits are from those that PEFT 0.21 with transformers 5.23 found, in parts of
-    the largest."""
+    """How far our logits are from PEFT 0.21's (transformers 5.23), in parts of the largest."""
     with safe_open(ANSWERS, "pt") as file:
         expected, metadata = file.get_tensor(f"{name} {task} {method}"), file.metadata()
     base = json.loads(metadata["bases"])[f"{name} {task}"]

@@ -143,8 +143,7 @@ def test_less_is_kept(name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT with dropout and some matrices above 4096 numbers, from where on states have 8
-    bits."""
+    """A BERT with dropout, some matrices above 4096 numbers: from there on states have 8 bits."""
     return bert_folder(tmp_path_factory.mktemp("bert") / "bert", width=64, mlp=80, dropout=0.1)
 
 
@@ -199,8 +198,8 @@ def test_eight_bits_learn_what_thirty_two_learn(folder):
 
 def test_without_the_package_there_is_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InputError, match="--optimizer adamw8bit needs the package bitsandbytes "
-                       ".*pip install") as told:
+    fault = "--optimizer adamw8bit needs the package bitsandbytes .*pip install"
+    with pytest.raises(InputError, match=fault) as told:
         build_optimizer(classifier(folder)[0], 1e-3, 0.01, kind="adamw8bit")
     assert "\n" not in str(told.value)
 

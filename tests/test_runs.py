@@ -1,5 +1,4 @@
-"""Runs that stop, go on, replace others and die: nothing that was saved is lost, and whatever is
-wrong is one line."""
+"""Runs that stop, go on, replace others, die: nothing saved is lost, what is wrong is one line."""
 import errno
 import itertools
 import json
@@ -30,8 +29,7 @@ from minillmclf.training.plan import Plan, Split
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with `bert`, data.csv, `finished`, a run on them, and `stopped`, one with a state
-    after epoch 1."""
+    """A folder with `bert`, data.csv and runs on them: `finished`, `stopped` after epoch 1."""
     folder = tmp_path_factory.mktemp("runs")
     small.bert_folder(folder / "bert", layers=1)
     small.data_file(folder / "data.csv")

@@ -226,8 +226,7 @@ def test_metrics_by_hand():
 
 
 def test_two_classes_that_exclude_one_another_are_one_decision():
-    """Where each row has one of two labels and probabilities add up to one, micro F1 is the
-    accuracy of a plain classifier."""
+    """One of two labels a row, probabilities that add up to one: micro F1 is the plain accuracy."""
     rng = np.random.default_rng(1)
     first = rng.random(100)
     p, truth = np.stack([first, 1 - first], 1), rng.integers(0, 2, 100)
@@ -258,8 +257,7 @@ def test_one_regression_for_each_class():
 # ---------------------------------------------------------------- the loss
 
 def tiny(folder, **more):
-    """A tiny BERT with a head for LABELS, several a text; nothing is drawn, so that gradients can
-    be compared."""
+    """A tiny BERT with a head for LABELS, several a text; no dropout, so that gradients compare."""
     model = Classifier.from_backbone(bert_folder(folder, **{"dropout": 0.0, **more}), LABELS,
                                      multi_label=True)
     with torch.no_grad():
@@ -438,8 +436,7 @@ def test_what_does_not_go_with_several_classes(tmp_path):
 # ---------------------------------------------------------------- from end to end
 
 def joined(examples, rows, seed):
-    """Messages of the tickets, two of different classes in one text, every fourth alone, every
-    tenth without its label."""
+    """Tickets, two of different classes a text; every fourth alone, every tenth without a label."""
     rng, made = random.Random(seed), []
     while len(made) < rows:
         chosen = rng.sample(examples, 1 if len(made) % 4 == 3 else 2)
@@ -451,8 +448,7 @@ def joined(examples, rows, seed):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(run folder, data file, what train printed) of one epoch of mini-bert on a few joined
-    tickets."""
+    """(run folder, data file, what train printed): mini-bert, one epoch on a few joined tickets."""
     folder, tickets = tmp_path_factory.mktemp("several"), load_data("tickets")
     rows = [(*row, split) for split, count in (("train", 48), ("dev", 30), ("test", 20))
             for row in joined(getattr(tickets, split), count, split)]

@@ -1,5 +1,4 @@
-"""What ships keeps its promises: the bundled data, the checkpoint, and what the README says of
-them."""
+"""What ships keeps its promises: bundled data, checkpoints, what the README says of them."""
 import csv
 import re
 from pathlib import Path

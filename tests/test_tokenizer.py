@@ -61,7 +61,7 @@ def plain_files(name):
 
 
 def modernbert_files(vocab, merges):
-    """The files of a tokenizer of ModernBERT's form: byte-level BPE after NFC, framed as BERT does.
+    """The files of a tokenizer of ModernBERT's form: byte-level BPE after NFC, BERT's frame.
     vocab: {piece: id}."""
     first = max(vocab.values()) + 1
     ids = {
@@ -154,8 +154,9 @@ def theirs():
 
 
 def reference_ids(reference, text, pair=None):
-    """(ids, token type ids) with special tokens, of the library below transformers, which takes
-    pair "" for None."""
+    """(ids, token type ids) with special tokens, of the library below transformers.
+
+    transformers itself takes a pair "" for None."""
     with may_refuse():
         encoded = reference._tokenizer.encode(text, pair)
     return encoded.ids, encoded.type_ids
@@ -219,9 +220,9 @@ def test_real_vocabularies(name, cls, known):
         assert tokenizer.ids(text) == ids, f"{name} lost the published ids of {text!r}"
     transformers = imported("transformers")
     with may_refuse():
-        mask = ({"mask_token": transformers.AddedToken("<mask>", lstrip=True)} if name == "roberta"
-                else {})
-        reference = getattr(transformers, cls).from_pretrained(SHARED / name, **mask)
+        mask = {"mask_token": transformers.AddedToken("<mask>", lstrip=True)}
+        reference = getattr(transformers, cls).from_pretrained(
+            SHARED / name, **mask if name == "roberta" else {})
     assert len(tokenizer) == len(reference)
 
     @settings(MANY, max_examples=100)
@@ -243,8 +244,7 @@ def test_ids_are_the_stored_ones(name, ours):
 
 
 def test_character_tables_are_the_references():
-    """Every character that both sides know: cleaned, folded and split alike; and few that they know
-    differently."""
+    """Characters that both sides know: cleaned, folded and split alike; few are known otherwise."""
     tokenizers = imported("tokenizers")
     with may_refuse():
         clean = tokenizers.normalizers.BertNormalizer(lowercase=False)
@@ -277,8 +277,7 @@ def notices(tokenizer, name):
 
 
 def copy(tokenizer, change=None):
-    """The same tokenizer made anew, after `change` has had its way with the dict that describes
-    it."""
+    """The same tokenizer made anew, after `change` has edited the dict that describes it."""
     document = json.loads(json.dumps(tokenizer.description.document))
     if change:
         change(document)
@@ -313,6 +312,11 @@ def without_lstrip(document):
         token["lstrip"] = False
 
 
+def byte_level_alone(document):
+    byte_level = document["pre_tokenizer"]["pretokenizers"][1]
+    document["pre_tokenizer"]["pretokenizers"] = [byte_level | {"use_regex": True}]
+
+
 @pytest.mark.parametrize("name, change", [
     ("uncased", lambda d: d["normalizer"].update(strip_accents=False)),
     ("uncased", lambda d: d["normalizer"].update(lowercase=False)),
@@ -330,8 +334,7 @@ def without_lstrip(document):
     ("gpt2, prefix space", lambda d: d["pre_tokenizer"].update(add_prefix_space=False)),
     ("gpt2", lambda d: d["pre_tokenizer"].update(add_prefix_space=True)),
     ("gpt2", lambda d: d["model"]["merges"].reverse()),
-    ("qwen", lambda d: d["pre_tokenizer"]
-     .update(pretokenizers=[d["pre_tokenizer"]["pretokenizers"][1] | {"use_regex": True}])),
+    ("qwen", byte_level_alone),
     ("qwen",
      lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=bpe.SPLIT.pattern)),
     ("qwen", lambda d: d.update(normalizer=None)),
@@ -347,13 +350,14 @@ def test_a_wrong_setting_is_seen(name, change, ours):
 @pytest.mark.parametrize("name, where, attribute, wrong", [
     ("gpt2", bpe, "merge_pairs", merge_in_text_order),
     ("gpt2", bpe, "SPLIT", re.compile(r"\S+|\s+")),
-    ("uncased", wordpiece, "CONTROL", ("Cc", "Cf", "Co", "Cn")),  # unassigned characters dropped with the controls
+    ("uncased", wordpiece, "CONTROL", ("Cc", "Cf", "Co", "Cn")),  # unassigned characters dropped
     ("uncased", wordpiece, "CONTROL", ("Cc",)),
     ("uncased", wordpiece, "IDEOGRAPHS", ((0x4E00, 0x9FFF),)),
     ("uncased", wordpiece, "is_punctuation", str.isspace),
     ("uncased", wordpiece, "is_punctuation",
      lambda char: unicodedata.category(char).startswith("P")),
-    ("lower, accents kept", wordpiece, "normalizer", lambda *_: lambda text: CASED(text).lower()),  # a final sigma: ς
+    # a final sigma: ς
+    ("lower, accents kept", wordpiece, "normalizer", lambda *_: lambda text: CASED(text).lower()),
     ("lower, accents kept", wordpiece, "normalizer",
      lambda *_: lambda text: CASED(text).casefold()),
 ])
@@ -463,8 +467,8 @@ def test_a_trained_vocabulary():
     tokenizer = WordPiece.from_vocab(
         ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##able", "É", "e"])
     assert tokenizer.encode("UNABLE é [MASK] x") == [2, 5, 6, 8, 4, 1, 3]
-    assert WordPiece.from_vocab(list(tokenizer.vocab), lower=False).encode("unable É UN") == [
-        2, 5, 6, 7, 1, 3]
+    cased = WordPiece.from_vocab(list(tokenizer.vocab), lower=False)
+    assert cased.encode("unable É UN") == [2, 5, 6, 7, 1, 3]
     for pieces, fault in ((["[UNK]", "[CLS]"], r"\[SEP\]"), (["[CLS]", "[SEP]"], r"\[UNK\]"),
                           (["[UNK]", "[CLS]", "[SEP]", "a", "a"], "1 of 5 pieces repeat")):
         with pytest.raises(InputError, match=fault):
@@ -615,8 +619,8 @@ def test_old_companion_files_and_family_defaults(ours, tmp_path):
     assert tokenizer.tokens("a <mask>xLowest River") == ["a", "Ġ", "<mask>", "x", "Lowest River"]
     assert len(tokenizer) == 562 and tokenizer.special_ids == {0, 1, 2, 3, 560}
     stripping = older | {"special_tokens_map.json": {"mask_token": mask | {"lstrip": True}}}
-    assert (load_tokenizer(write(tmp_path / "stripping", stripping)).tokens("a <mask>")
-            == ["a", "<mask>"]), (
+    tokens = load_tokenizer(write(tmp_path / "stripping", stripping)).tokens("a <mask>")
+    assert tokens == ["a", "<mask>"], (
         "lstrip in special_tokens_map.json, as RoBERTa's has it, is not followed")
     crlf = {"vocab.txt": bert["vocab.txt"].replace("\n", "\r\n")}
     assert not notices(load_tokenizer(write(tmp_path / "crlf", crlf)), "cased"), (
@@ -633,8 +637,7 @@ def old(name, file, change):
 
 
 def new(name, change=lambda document: None, **config):
-    """The stored tokenizer `name` as a tokenizer.json with a change, and a
-    tokenizer_config.json."""
+    """The stored tokenizer `name`: a changed tokenizer.json, and a tokenizer_config.json."""
     def build(ours):
         document = json.loads(json.dumps(ours[name].description.document))
         change(document)
@@ -779,9 +782,14 @@ def test_a_pattern_that_runs_for_ever_is_stopped(ours, tmp_path):
                                  "pretokenizers": [step, document["pre_tokenizer"]]}
     tokenizer = load_tokenizer(write(tmp_path, {"tokenizer.json": document}))
     assert tokenizer.ids("ab") == ours["gpt2"].ids("ab")
-    with pytest.raises(InputError, match=r"tokenizer.json: pre_tokenizer.Split.pattern: the "
-                       r"pattern '\(a\|aa\)\+\$' takes more"):
+    fault = r"tokenizer.json: pre_tokenizer.Split.pattern: the pattern '\(a\|aa\)\+\$' takes more"
+    with pytest.raises(InputError, match=fault):
         tokenizer.ids("a" * 100 + "b")
+
+
+def not_finite(ours):
+    document = json.dumps(ours["gpt2"].description.document)
+    return {"tokenizer.json": document.replace("556", "1e400")}
 
 
 @pytest.mark.parametrize("files, fault", [
@@ -814,8 +822,7 @@ def test_a_pattern_that_runs_for_ever_is_stopped(ours, tmp_path):
     (new("uncased", unk_token="x" * 10**6), "unk_token .* is neither"),
     (lambda ours: {"tokenizer.json": '{"model": ' + "[" * 5000 + "]" * 5000 + "}"},
      "tokenizer.json: (not valid JSON|model = )"),
-    (lambda ours: {"tokenizer.json": json.dumps(ours["gpt2"].description.document)
-                   .replace("556", "1e400")}, "1e400 is not finite"),
+    (not_finite, "1e400 is not finite"),
     (lambda ours: plain_files("gpt2") | {"special_tokens_map.json": {"unk_token": 5}, CONFIG: {}},
      "special_tokens_map.json: unk_token = 5"),
     (lambda ours: plain_files("gpt2") | {"added_tokens.json": {"x": 557, "y": 557}, CONFIG: {}},
@@ -834,5 +841,5 @@ def test_the_usual_values_of_absence_are_taken(ours, tmp_path):
     config = {"model_max_length": 1e30, "do_lower_case": None, "strip_accents": None,
               "add_bos_token": None, "bos_token": None,
               "added_tokens_decoder": {}, "extra_special_tokens": {}}
-    assert (load_tokenizer(write(tmp_path, plain_files("gpt2") | {CONFIG: config})).max_length
-            is None)
+    tokenizer = load_tokenizer(write(tmp_path, plain_files("gpt2") | {CONFIG: config}))
+    assert tokenizer.max_length is None

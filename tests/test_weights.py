@@ -1,5 +1,4 @@
-"""Does every tensor of a checkpoint go where it belongs, and is everything else refused with its
-name and the remedy?
+"""Does each tensor of a checkpoint go where it belongs, and is all else refused, with the remedy?
 
 The folders are the stored tiny models, changed on purpose: renamed, cut into shards, spoilt. What
 we write is compared with what transformers writes (where it is installed); a write that fails must
@@ -35,8 +34,7 @@ STORED = ("bert_classifier", "roberta_classifier", "bert_masked_lm", "roberta_ma
 
 @pytest.fixture
 def folder(tmp_path):
-    """folder(name) -> a copy of a stored model that may be changed; with tensors=..., holding these
-    instead."""
+    """folder(name) -> a copy of a stored model that may be changed; tensors=...: holding these."""
     def copy(name="bert_masked_lm", tensors=None, **config):
         into = tmp_path / name
         shutil.copytree(MODELS / name, into, dirs_exist_ok=True)
@@ -113,8 +111,8 @@ def test_a_tensor_of_integers_is_refused(folder):
 def test_a_tensor_that_is_not_finite_is_refused(folder, value):
     tensors = tensors_of("bert_masked_lm")
     tensors["bert.encoder.layer.1.output.dense.weight"][0, 0] = value
-    with pytest.raises(InputError, match="1 faults: .bert.encoder.layer.1.output.dense.weight. "
-                       "holds .* not finite"):
+    fault = "1 faults: .bert.encoder.layer.1.output.dense.weight. holds .* not finite"
+    with pytest.raises(InputError, match=fault):
         load_backbone(folder(tensors=tensors))
 
 
@@ -154,8 +152,8 @@ def test_fresh_parameters_are_allowed_by_pattern_only(folder):
     checkpoint = Checkpoint(folder(tensors=tensors))
     model = Bert.from_config(checkpoint.config)
     names = Bert.NAMES | {"cls.predictions.bias": None, "cls.predictions.transform.dense": None}
-    with pytest.raises(InputError, match="2 faults: nothing in the file fills "
-                       "embedding_norm.weight .*norm.bias"):
+    fault = "2 faults: nothing in the file fills embedding_norm.weight .*norm.bias"
+    with pytest.raises(InputError, match=fault):
         # a pattern begins where the name begins
         load_parameters(model, checkpoint, RenameTable(names), optional=["layers", "norm"])
     report = load_parameters(model, checkpoint, RenameTable(names), optional=[".*_norm"])
@@ -220,15 +218,15 @@ def test_shards_are_one_checkpoint(folder):
 def test_a_missing_shard_is_named(folder):
     broken = shard(folder())
     (broken / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(InputError, match="index.json: shard model-00002-of-00002.safetensors is "
-                       "not there: download"):
+    fault = "index.json: shard model-00002-of-00002.safetensors is not there: download"
+    with pytest.raises(InputError, match=fault):
         load_backbone(broken)
 
 
 def test_a_stale_index_is_named(folder):
     broken = shard(folder(), {"bert.extra.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(InputError, match="names 1 tensors that its shards lack, "
-                       "'bert.extra.weight' first: .*stale"):
+    fault = "names 1 tensors that its shards lack, 'bert.extra.weight' first: .*stale"
+    with pytest.raises(InputError, match=fault):
         load_backbone(broken)
 
 
@@ -286,8 +284,8 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
 def test_a_truncated_file_is_refused(folder, keep):
     path = folder() / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=rf"model.safetensors: not a whole .* file "
-                       rf"\({path.stat().st_size} bytes"):
+    fault = rf"model.safetensors: not a whole .* file \({path.stat().st_size} bytes"
+    with pytest.raises(InputError, match=fault):
         load_backbone(path.parent)
 
 
@@ -324,8 +322,8 @@ def test_a_config_that_changes_the_maths_is_refused(folder, key, value, fault):
 def test_a_folder_without_weights_or_none_at_all_is_named(folder, tmp_path):
     bare = folder()
     (bare / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="bert_masked_lm: neither model.safetensors nor "
-                       "model.safetensors.index.json"):
+    fault = "bert_masked_lm: neither model.safetensors nor model.safetensors.index.json"
+    with pytest.raises(InputError, match=fault):
         load_backbone(bare)
     with pytest.raises(InputError, match="nowhere: no such model folder"):
         load_backbone(tmp_path / "nowhere")
@@ -434,8 +432,7 @@ def test_shards_are_read_by_transformers(tmp_path):
 
 
 def test_what_an_earlier_save_left_is_not_read_again(tmp_path):
-    """A folder's weights are those of the last save, whether that wrote one file, more shards or
-    fewer."""
+    """A folder's weights are those of the last save, in one file, more shards or fewer."""
     one, two = (initialise_weights(load_backbone(MODELS / "bert_masked_lm"), seed)
                 for seed in (1, 2))
     for model, shard_bytes in (
@@ -456,8 +453,9 @@ import sys
 import torch
 from minillmclf.models import load_backbone
 def high():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
-load_backbone(sys.argv[1])                       # a small model first: imports and buffers are no part of the question
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+load_backbone(sys.argv[1])  # a small model first: imports and buffers do not count
 before = high()
 model = load_backbone(sys.argv[2])
 print((high() - before) / (sum(p.numel() for p in model.parameters()) * 4 / 2**20))
@@ -468,8 +466,7 @@ print((high() - before) / (sum(p.numel() for p in model.parameters()) * 4 / 2**2
 @pytest.mark.parametrize("dtype, shards", [
     (torch.float32, 1), (torch.float32, 3), (torch.float16, 1)])
 def test_loading_takes_one_model_and_one_tensor(dtype, shards, tmp_path):
-    """150 MB in 12 layers: a second copy would be 2.0 models, the file kept open beside it 1.5 or
-    2.0."""
+    """150 MB in 12 layers: a second copy would be 2.0 models, a file kept open 1.5 or 2.0."""
     config = dict(model_type="bert", vocab_size=2000, hidden_size=512, num_hidden_layers=12,
                   num_attention_heads=4, intermediate_size=2048)
     model = initialise_weights(Bert.from_config(config), 0)
@@ -514,8 +511,8 @@ def test_a_failed_write_leaves_the_earlier_file(error, tmp_path, monkeypatch):
         Path(file).write_bytes(b"half a file")
         raise error
     monkeypatch.setattr(tensor_files, "save_file", fail)
-    with pytest.raises(InputError, match="model.safetensors: could not be written .*(No space|too "
-                       "large).* untouched"):
+    fault = "model.safetensors: could not be written .*(No space|too large).* untouched"
+    with pytest.raises(InputError, match=fault):
         write_tensors(path, {"a": torch.zeros(3)}, None)
     assert path.read_bytes() == before, "the earlier file is gone"
     assert os.listdir(tmp_path) == ["model.safetensors"], "the half file is still there"
@@ -541,7 +538,7 @@ import resource, sys
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone, save_backbone
 model = load_backbone(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))       # as a full disk: the tensors need more
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk: the tensors need more
 try:
     save_backbone(model, sys.argv[2])
 except InputError as error:

@@ -1,5 +1,4 @@
-"""Are windows the plain classifier, applied many times: same scores for short texts, pooled by hand
-for long ones?
+"""Are windows the plain classifier, many times: short texts score the same, long ones are pooled?
 
 And what memory and training rest on: few windows at a time in the body, at most max_windows in a
 step, all in a prediction; a run that is saved answers as it did; and a class that hangs on one late
@@ -57,8 +56,7 @@ def folder(tmp_path_factory):
 
 def build(path, pool="mean", size=SIZE, overlap=OVERLAP, max_windows=100, max_document=1000,
           head="family", **more):
-    """A classifier in windows; pool None: the plain one. Its last layer is large enough for scores
-    to differ."""
+    """A classifier in windows; pool None: the plain one. A large last layer makes scores differ."""
     described = pool and dict(
         pool=pool, overlap=overlap, max_windows=max_windows, max_document=max_document)
     model = Classifier.from_backbone(path, ["a", "b", "c"], pool=head, max_length=size,
@@ -283,8 +281,7 @@ def test_the_windows_drawn_for_a_text_are_its_own():
 
 
 def late_word(rows, seed=0):
-    """Texts of 45 words that begin with the same 33: only one of the last twelve tells the class ->
-    texts, labels."""
+    """-> texts of 45 words, labels. The first 33 are the same; a later word tells the class."""
     rng, names, made = random.Random(seed), list(small.TOPICS), []
     words = [word for word in small.FILLERS if len(word) > 1]
     while len(made) < rows:

@@ -1,8 +1,8 @@
 """The rows in bf16 of python -m tests.bench: the sides of sides.py, and ours in fp32 beside them.
 
   fp32       ours, as in the other rows
-  ours, D, T in bf16: for answering the weights are converted, for training the forward pass is under autocast
-  ONNX fp32  ONNX Runtime on the graph of transformers' model, batches sorted by length as T's; answering only
+  ours, D, T in bf16: weights converted for answering, the forward pass under autocast for training
+  ONNX fp32  ONNX Runtime, transformers' graph, batches sorted by length as T's; answering only
   ONNX int8  the same with weights in 8 bits, activations rounded as they come (quantize_dynamic)
 
 onnxruntime and onnx are needed for the last two alone; without them the table says so. bf16 and 8

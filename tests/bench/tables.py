@@ -1,5 +1,4 @@
-"""table.md of python -m tests.bench: from what table.json holds to Markdown, and what the numbers
-depend on."""
+"""table.md of python -m tests.bench: table.json as Markdown, and what the numbers depend on."""
 import os
 import platform
 import statistics
@@ -37,8 +36,7 @@ def machine(threads):
 
 
 def commit():
-    """The git commit of this package's checkout, with + if files differ from it; None outside of
-    one."""
+    """The git commit of this package's checkout, + if files differ from it; None outside of one."""
     root = Path(__file__).resolve().parents[2]
     try:
         head, changed = (

@@ -1,5 +1,4 @@
-"""Write tests/fixtures/hidden_states/mini-bert.safetensors: what transformers computes with the
-shipped mini-bert.
+"""Write tests/fixtures/hidden_states/mini-bert.safetensors: the shipped mini-bert in transformers.
 
     python tests/reference/make_hidden_states.py
 

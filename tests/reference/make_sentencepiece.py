@@ -1,5 +1,4 @@
-"""Write tests/fixtures/tokenizers/: five small SentencePiece models, and ids.json with the ids of
-the libraries.
+"""Write tests/fixtures/tokenizers/: five small SentencePiece models, and the libraries' ids.json.
 
     python tests/reference/make_sentencepiece.py
 
@@ -33,7 +32,8 @@ TEXTS = STORED["texts"] + [
     "<s>the film</s> is slow",
     "½ ﬁn Ｆｕｌｌ ①②③ cafe\u0301 Å ㎏", "<bos", "<eos> a <pad>", "\n\n\nthe   film\n\n",
     "<start_of_turn>user\nthe <h1>film", "aaaaaaaaaaaaaa =========== ------- .......",
-    "▁the▁▁film ▁", "[INST] the film [/INST] a", "a\tb\r\nc", "<0x41> <0xE2>", "日本語 ☃ 🫨 \U0010ffff",
+    "▁the▁▁film ▁", "[INST] the film [/INST] a", "a\tb\r\nc", "<0x41> <0xE2>",
+    "日本語 ☃ 🫨 \U0010ffff",
 ]
 PAIRS = STORED["pairs"] + [["the film", "a </s> b"]]
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
@@ -68,8 +68,7 @@ FAMILIES = {
 
 
 def rewriting_rules():
-    """NFKC for some ranges, and spaces: as SentencePiece's own table nmt_nfkc, which has 240 kB,
-    but of 20 kB."""
+    """NFKC for some ranges, and spaces: as SentencePiece's table nmt_nfkc, in 20 kB for its 240."""
     chars = [chr(code) for first, last in ((0xA0, 0x180), (0x2000, 0x2070), (0x2150, 0x2190),
                                            (0x2460, 0x24A0), (0x3380, 0x33E0), (0xFB00, 0xFB07),
                                            (0xFF01, 0xFF5F)) for code in range(first, last)]
@@ -101,8 +100,7 @@ def train(name):
 
 
 class Reference:
-    """The ids of a family: the library between special tokens, and the documented frame around
-    all."""
+    """The ids of a family: the library's between special tokens, the documented frame around."""
 
     def __init__(self, name, path):
         _, _, special, appended, self.single, self.pair = FAMILIES[name]
@@ -132,8 +130,7 @@ class Reference:
 
 
 def llama3_json():
-    """A tokenizer.json of LLaMA-3's form, with the pieces and merges that tokenizer_ids.json
-    has."""
+    """A tokenizer.json of LLaMA-3's form, with the pieces and merges of tokenizer_ids.json."""
     vocab = {piece: i for i, piece in enumerate(STORED["letters"])}
     vocab["Ġfilmstrip"] = len(vocab)  # a whole word without merges to it: ignore_merges
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]

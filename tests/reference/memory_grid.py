@@ -1,5 +1,4 @@
-"""How good is the estimate of memory that python -m minillmclf.inspect prints? Families, methods
-and shapes.
+"""How good is the estimate of memory of python -m minillmclf.inspect? Families, methods, shapes.
 
   python tests/reference/memory_grid.py [FAMILY ...]
 
@@ -27,8 +26,8 @@ def main(*families):
     from tests.bench import cases
     torch.set_num_threads(1)
     worst = 0.0
-    print(
-        f"{'family':12}{'method':10}{'texts x tokens':>15}{'estimate':>12}{'tensors':>12}{'ratio':>7}")
+    print(f"{'family':12}{'method':10}{'texts x tokens':>15}{'estimate':>12}{'tensors':>12}"
+          f"{'ratio':>7}")
     with tempfile.TemporaryDirectory() as place:
         for family in families or (
                 "bert", "roberta", "deberta", "gpt2", "llama", "mistral", "gemma", "t5"):

@@ -1,7 +1,7 @@
-"""Fine-tune the same checkpoint with this package and with transformers, in the same way, and put
-both in one table.
+"""Fine-tune one checkpoint with this package and with transformers in the same way: one table.
 
-  python tests/reference/real_sets.py --model MINILM_DIR --data SST2_DIR --lr 5e-5 --seeds 3 --out runs/sst2
+  python tests/reference/real_sets.py --model MINILM_DIR --data SST2_DIR --lr 5e-5 --seeds 3 \
+    --out runs/sst2
 
 The same batches in the same order, AdamW with the same groups and schedule, the best epoch by dev
 accuracy, for both; the model, its tokenizer, its new last layer and its dropout are each library's
@@ -49,8 +49,7 @@ def accuracy(model, tokenizer, examples, labels, lengths):
 
 
 def reference_run(s):
-    """transformers' model in a plain loop with the settings `s` -> test accuracy of the best epoch,
-    seconds."""
+    """transformers' model in a plain loop, settings `s` -> best epoch's test accuracy, seconds."""
     torch.manual_seed(s.seed)
     data, tokenizer = load_dataset(s), AutoTokenizer.from_pretrained(s.model)
     model = AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(data.labels))

@@ -67,15 +67,16 @@ def write_files(folder, rows, unseen):
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, each, columns in (("train.csv", rows, WINNERS), ("test.csv", unseen, ())):
         with open(Path(folder, name), "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([["id", *FIELDS, *columns], *(
-                [number, *row.texts, *([int(row.label == label) for label in LABELS] if columns
-                                       else ())] for number, row in enumerate(each))])
+            writer = csv.writer(file)
+            writer.writerow(["id", *FIELDS, *columns])
+            for number, row in enumerate(each):
+                marks = [int(row.label == label) for label in LABELS] if columns else ()
+                writer.writerow([number, *row.texts, *marks])
 
 
 def report(name, out_of_fold, test):
-    print(
-        f"{name:<62}{'' if out_of_fold is None else f'{out_of_fold.mean():.4f}':>8}{test.mean():>9.4f}",
-        flush=True)
+    out = "" if out_of_fold is None else f"{out_of_fold.mean():.4f}"
+    print(f"{name:<62}{out:>8}{test.mean():>9.4f}", flush=True)
 
 
 def added(name, with_models, without):

@@ -1,5 +1,4 @@
-"""What each switch of the loop saves: as python -m minillmclf.inspect estimates it, and as a
-process's peak shows it.
+"""What each switch of the loop saves: as python -m minillmclf.inspect says, and as peaks show.
 
   python tests/reference/switches.py [MODEL] [DATA] [BATCH_SIZE] [METHOD]
 
@@ -32,39 +31,41 @@ from minillmclf.training import lr_factors
 from minillmclf.training.optim import build_optimizer
 from minillmclf.training.recompute import recompute_blocks
 flags = vars(parse(sys.argv[1:]))
-s = read_settings({key: value for key, value in flags.items() if key not in ("config", "overwrite")})
+s = read_settings({key: value for key, value in flags.items()
+                   if key not in ("config", "overwrite")})
 data = load_dataset(s)
 model = build(s, data.labels, data.columns)[0].train()
 longest = sorted(data.train, key=lambda example: sum(map(len, example.texts)))[-2 * s.batch_size:]
 train = encode(model, longest)[0]
 if s.gradient_checkpointing == "on":
     recompute_blocks(model)
-small = torch.nn.Linear(4, 4)                                         # libraries load what they need
+small = torch.nn.Linear(4, 4)  # libraries load what they need
 warm = torch.optim.AdamW(small.parameters(), fused=True)
 with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16"):
     torch.utils.checkpoint.checkpoint(small, torch.ones(1, 4), use_reentrant=False).sum().backward()
 warm.step()
-optimizer = build_optimizer(model, s.lr, s.weight_decay, lr_factors.of_settings(model, s), s.optimizer)
+factors = lr_factors.of_settings(model, s)
+optimizer = build_optimizer(model, s.lr, s.weight_decay, factors, s.optimizer)
 plan = [rows for epoch in plan_epochs(model, train, s) for rows in epoch]
 steps = sorted(plan, key=lambda rows: sum(len(train.encoded[row][0]) for row in rows))[-2:]
 
 def memory(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 gc.collect()
-open("/proc/self/clear_refs", "w").write("5")                        # the high-water mark begins here
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins here
 before, began = memory("VmRSS"), time.time()
 for rows in steps:
     take_step(model, optimizer, train, rows, s)
 tokens = [len(ids) for rows in steps for ids in (train.encoded[row][0] for row in rows)]
-print(json.dumps({"peak": memory("VmHWM") - before, "seconds": (time.time() - began) / 2, "rows": len(steps[0]),
-                  "tokens": sum(tokens) / len(tokens)}))
+print(json.dumps({"peak": memory("VmHWM") - before, "seconds": (time.time() - began) / 2,
+                  "rows": len(steps[0]), "tokens": sum(tokens) / len(tokens)}))
 """
 
 
 def measured(*flags, give_back=False):
-    """What STEPS prints, from a process of its own. give_back: have the C library give back what
-    was freed."""
+    """What STEPS prints, in its own process. give_back: the C library gives back what was freed."""
     sys.path[:0] = [str(ROOT / "tests")]
     from small import environment
     ran = subprocess.run(

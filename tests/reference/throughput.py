@@ -1,11 +1,12 @@
-"""How fast a file of short texts is predicted, against transformers.pipeline, and whether memory
-grows with the file.
+"""How fast a file of short texts is predicted, beside transformers.pipeline. Does memory grow?
 
-  python tests/reference/throughput.py [--rows 100000] [--theirs 10000] [--rounds 3] [--threads 1] [--model DIR]
+  python tests/reference/throughput.py [--rows 100000] [--theirs 10000] [--rounds 3] [--threads 1]
+    [--model DIR]
 
   ours    python -m minillmclf.predict --data FILE --out ANSWERS
-  theirs  transformers.pipeline("text-classification", DIR, batch_size=64, device=-1), asked for all classes, over the first
-          --theirs rows, which it is given as a generator, as its documentation has it for long inputs
+  theirs  transformers.pipeline("text-classification", DIR, batch_size=64, device=-1), asked for
+          all classes, over the first --theirs rows, which it is given as a generator, as its
+          documentation has it for long inputs
 
 Texts are one to three sentences of the bundled tickets, drawn with a seed, so of lengths that
 people write. The model is mini-bert with a random head, weights ten times as wide as usual so that
@@ -48,7 +49,9 @@ def texts():
 began = time.perf_counter()
 with open(out, "w", encoding="utf-8") as file:
     for found in ask(texts(), truncation=True):
-        file.write(json.dumps({"label": found[0]["label"], "probabilities": {f["label"]: f["score"] for f in found}}) + "\\n")
+        probabilities = {f["label"]: f["score"] for f in found}
+        row = {"label": found[0]["label"], "probabilities": probabilities}
+        file.write(json.dumps(row) + "\\n")
 print(time.perf_counter() - began)
 """
 
@@ -61,8 +64,7 @@ def sentences():
 
 
 def write_texts(path, rows, seed=0):
-    """A CSV of so many texts, one to three sentences each; a shorter file is the beginning of a
-    longer one."""
+    """A CSV of so many texts of one to three sentences; a shorter file begins a longer one."""
     rng, known = random.Random(seed), sentences()
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -106,8 +108,9 @@ def process(command, threads):
 
 
 def compare(ours, theirs):
-    """Two files of answers -> share of equal labels, greatest difference of a probability, rows
-    that both have."""
+    """Two files of answers -> share of equal labels, greatest difference of a probability, rows.
+
+    Of the rows that both have."""
     equal, apart, rows = 0, 0.0, 0
     with open(ours, encoding="utf-8") as one, open(theirs, encoding="utf-8") as other:
         for a, b in zip(map(json.loads, one), map(json.loads, other)):
