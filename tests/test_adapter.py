@@ -176,8 +176,8 @@ def test_the_papers_place_and_formula(place):
 WRONG = {
     "no residual of its own": lambda self, x: self.up(self.activation(self.down(self.base(x)))),
     "no activation": lambda self, x: (y := self.base(x)) + self.up(self.down(y)),
-    "activation after up": lambda self, x: (y := self.base(x))
-    + self.activation(self.up(self.down(y))),
+    "activation after up": lambda self, x: (
+        (y := self.base(x)) + self.activation(self.up(self.down(y)))),
     "no adapter at all": lambda self, x: self.base(x),
 }
 
@@ -237,8 +237,9 @@ def test_half_precision_and_the_meta_device():
 
 # --------------------------------------------------------------------------- errors
 
-@pytest.mark.parametrize("change, says", [(dict(place="lora"), "houlsby, pfeiffer"),
-                                          (dict(size=0), "size 0"), (dict(size=2.0), "size 2.0"),])
+@pytest.mark.parametrize("change, says", [
+    (dict(place="lora"), "houlsby, pfeiffer"), (dict(size=0), "size 0"),
+    (dict(size=2.0), "size 2.0")])
 def test_errors_come_before_any_change(change, says):
     model = Whole("bert")
     with pytest.raises(InputError, match=says) as error:

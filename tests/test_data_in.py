@@ -140,8 +140,8 @@ def test_split_names_in_files_and_in_the_column(tmp_path, names):
     column = "".join(
         f"{line},{name}\n" for name, text in zip(names, rows) for line in text.splitlines())
     for header in ("split", "Split"):
-        for data in (load_data(tmp_path / "folder"), load_data(write(
-            tmp_path / "f.csv", f"text,label,{header}\n{column}"))):
+        path = write(tmp_path / "f.csv", f"text,label,{header}\n{column}")
+        for data in (load_data(tmp_path / "folder"), load_data(path)):
             found = [[e.texts[0] for e in part] for part in (data.train, data.dev, data.test)]
             assert found == [["one", "two"], ["three"], ["four"]], f"{names} are read as {found}"
 
@@ -194,8 +194,8 @@ def test_a_column_for_each_class(tmp_path):
     assert found[:6] == ["toxic", "rude", "threat|toxic", "", "rude|threat", "toxic"]
     data = load_data(path, label_column="toxic,rude,threat", multi_label=True)
     assert data.labels == ["rude", "threat", "toxic"] and data.multi_label
-    assert ([e.label for e in read_examples(path, label_column="rude,toxic", multi_label=True)][2]
-            == "toxic"), "a column that is not named"
+    two = read_examples(path, label_column="rude,toxic", multi_label=True)
+    assert two[2].label == "toxic", "a column that is not named"
     refused(lambda: load_data(path, label_column="toxic,rude"), "--multi-label")
     refused(lambda: load_data(path, label_column="toxic,none", multi_label=True), "'none'",
             "--label-column")
@@ -231,9 +231,8 @@ def test_columns_of_classes_are_several_labels_without_saying_so(tmp_path):
     s = read_settings({"label_column": "a,b,c"})
     assert (s.multi_label, s.metric) == ("on", "log_loss")
     refused(lambda: read_settings({"label_column": "a,b", "multi_label": "off"}), "--multi-label")
-    for call in (lambda: choose.main(["--label-column", "a,b"]), lambda: folds.main([
-        "--label-column", "a,b"])):
-        refused(call, "one label a row")
+    for command in (choose, folds):
+        refused(lambda: command.main(["--label-column", "a,b"]), "one label a row")
 
 
 @pytest.mark.parametrize("cells", [

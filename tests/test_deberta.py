@@ -207,8 +207,8 @@ def far_offsets_wrap_around(patch):
 def padding_counts_as_distance(patch):
     def wrong(self):
         places = torch.arange(self.mask.shape[1])
-        return (2 * (places[:, None] - places)).clamp(1 - self.lengths.max(),
-                                                      self.lengths.max() - 1).unsqueeze(0)
+        most = self.lengths.max() - 1
+        return (2 * (places[:, None] - places)).clamp(-most, most).unsqueeze(0)
     patch.setattr(Rows, "distance", wrong)
 
 
@@ -364,9 +364,8 @@ def test_log_buckets_are_their_formula():
         middle = buckets // 2
         if abs(n) <= middle:
             return n
-        return int(math.copysign(
-            math.ceil(math.log(abs(n) / middle) / math.log((most - 1) / middle) * (middle - 1))
-            + middle, n))
+        share = math.log(abs(n) / middle) / math.log((most - 1) / middle)
+        return int(math.copysign(math.ceil(share * (middle - 1)) + middle, n))
     for buckets, most in ((256, 512), (8, 20), (32, 128)):
         offsets = torch.arange(-1500, 1501)
         found = log_buckets(offsets, buckets, most)
@@ -447,8 +446,8 @@ def test_every_token_sees_all_others_and_their_order(name):
         changed = states(model, [text[:place] + [20] + text[place + 1:]])[0]
         still = [i for i in range(len(text)) if (changed[i] - base[i]).abs().max() < 1e-4]
         assert not still, f"{name}: token {place} changed, but the states at {still} do not see it"
-    turned = model(torch.tensor([text[::-1]]), torch.ones(1, 9),
-                   torch.tensor([text[::-1]]) % 2)[0].flip(0)
+    backwards = torch.tensor([text[::-1]])
+    turned = model(backwards, torch.ones(1, 9), backwards % 2)[0].flip(0)
     assert (turned - base).abs().amax(1).min() > 1e-3, (
         f"{name}: a text read backwards looks the same")
 
@@ -583,8 +582,8 @@ def test_a_classifier_travels_both_ways(tmp_path, transformers):
     model = Classifier.load(tmp_path / "theirs")
     assert (model.labels == names and not model.report.dropped
             and not model.report.newly_initialised), model.report.summary()
-    for ours, reference in ((model.head.dropout,
-                             theirs.dropout), (model.head.pooler_dropout, theirs.pooler.dropout)):
+    for ours, reference in ((model.head.dropout, theirs.dropout),
+                            (model.head.pooler_dropout, theirs.pooler.dropout)):
         assert 0 < ours.p == reference.p, "another dropout than in transformers"
     texts = ["the garden was old and very big", "soup",
              ("a rose?", "with new soil, some rain today.")]

@@ -260,8 +260,8 @@ def test_classes_let_only_the_label_texts_compete(name, bases):
     found = mean_loss(model, CrossEntropy(), batch(rows))
     assert_close(found, expected, f"{name}: not the cross-entropy over the label texts")
     whole = mean_loss(model, objective_of(model, "completion"), batch(rows))
-    assert_close(whole, -sum(row[label] for row, label in zip(logs, rows.targets))
-                 / sum(len(answer) for answer in answers_of(model, rows)),
+    total = -sum(row[label] for row, label in zip(logs, rows.targets))
+    assert_close(whole, total / sum(len(answer) for answer in answers_of(model, rows)),
                  f"{name}: not the mean over the answers' tokens")
     assert abs(whole - found) > 0.1, f"{name}: two objectives, one number: {whole:.3f}"
 
@@ -305,8 +305,8 @@ def test_of_several_texts_completion_learns_the_first(bases):
     for kind in ("both", "turned"):
         assert_close(classes[kind], expected,
                      f"{kind}: the probabilities of a class's texts are not added")
-    assert abs(F.cross_entropy(logs["first"].maximum(logs["second"]), given.labels).item()
-               - expected) > 1e-3
+    largest = F.cross_entropy(logs["first"].maximum(logs["second"]), given.labels).item()
+    assert abs(largest - expected) > 1e-3
 
 
 @pytest.mark.parametrize("method", ["full", "prefix", "prompt"])
@@ -371,8 +371,8 @@ def tuned(bases, tmp_path_factory):
             losses.append(mean_loss(model, objective, batch(rows)))
             folder = tmp_path_factory.mktemp(f"{name}-{method}-{which}")
             model.save(folder)
-            made[name, method, which] = model, before, trainable_names(model,
-                                                                       method), losses, folder
+            learn = trainable_names(model, method)
+            made[name, method, which] = model, before, learn, losses, folder
         return made[name, method, which]
     return make
 
@@ -574,9 +574,8 @@ def test_an_adapter_of_ours_is_loaded_by_peft(name, how, bases, peft, tmp_path):
     assert config["task_type"] == task(name) and not config["modules_to_save"], (
         "label texts have no head to save")
     theirs = by_peft(peft, bases[name], tmp_path / "adapter", config)
-    assert (type(theirs).__name__
-            == {"CAUSAL_LM": "PeftModelForCausalLM", "SEQ_2_SEQ_LM": "PeftModelForSeq2SeqLM"}[task(
-                name)])
+    kinds = {"CAUSAL_LM": "PeftModelForCausalLM", "SEQ_2_SEQ_LM": "PeftModelForSeq2SeqLM"}
+    assert type(theirs).__name__ == kinds[task(name)]
     rows = rows_of(model, 6)
     ours = same_logits(theirs, model, rows, f"{name}: PEFT computes otherwise from what we wrote")
     base = their_logits(in_transformers(bases[name]), model, rows)

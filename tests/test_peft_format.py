@@ -319,8 +319,8 @@ def test_stored_adapters_of_peft_give_its_answers(name, bases):
 def test_stored_prefixes_and_prompts_of_peft_travel_both_ways(name, tmp_path):
     """By the last PEFT and transformers that do prefixes; each text alone, in float64."""
     folder = STORED / name
-    base = (folder
-            / json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base = folder / config["base_model_name_or_path"]
     expected = load_file(folder / "expected.safetensors")["scores"]
     ours = Classifier.load(base).double()
     plain = scores(ours)
@@ -332,9 +332,9 @@ def test_stored_prefixes_and_prompts_of_peft_travel_both_ways(name, tmp_path):
         found = torch.cat([ours(collate(ours.encode([text])[0], [0], pad_id=0)) for text in TEXTS])
     assert first_difference({"scores": found}, {"scores": expected}, 1e-9, relative=True) is None, (
         f"{name}: not PEFT's answers")
-    assert first_difference({"scores": scores(ours)}, {"scores": found.float()}, 2 ** -23,
-                            relative=True) is None, (
-        f"{name}: batch mates or padding change an answer")
+    apart = first_difference({"scores": scores(ours)}, {"scores": found.float()}, 2 ** -23,
+                             relative=True)
+    assert apart is None, f"{name}: batch mates or padding change an answer"
     assert (found - plain).abs().max() > 0.05, f"{name}: it does nothing, so this compares nothing"
     write_adapter(tmp_path, ours, base=record["base_model_name_or_path"])
     written, stored = (
@@ -423,9 +423,9 @@ def test_an_adapter_comes_back_from_its_own_folder(name, kind, bases, tmp_path):
     assert json.loads(json.dumps(record)) == record
     apply_adapter(again, record, tensors)
     assert torch.equal(scores(again), scores(ours)), f"{name}: other bits"
-    assert {n for n, p in again.named_parameters()
-            if p.requires_grad} == {n for n, p in ours.named_parameters() if p.requires_grad}, (
-        "training would go on with other weights")
+    learns, learned = ({n for n, p in model.named_parameters() if p.requires_grad}
+                       for model in (again, ours))
+    assert learns == learned, "training would go on with other weights"
     written_again = write_adapter(tmp_path / "again", again, base="somewhere")
     assert written_again == written
     for file in ("adapter_config.json", "adapter_model.safetensors"):

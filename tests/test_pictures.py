@@ -9,8 +9,8 @@ from minillmclf.report import pictures
 from minillmclf.errors import InputError
 from minillmclf.training.metrics import calibration_error
 
-NAMES = ["majority", "bag of words", *(f"mini-bert, {method}" for method in "full head lora dora "
-                                       "bitfit prefix prompt houlsby".split()),
+METHODS = ("full", "head", "lora", "dora", "bitfit", "prefix", "prompt", "houlsby")
+NAMES = ["majority", "bag of words", *(f"mini-bert, {method}" for method in METHODS),
          "gpt2, full", "gpt2, qlora, completion", "t5-small, full",
          "a-very-long-name-of-a-model-that-someone-has-made, full", "x", "y"]
 
@@ -248,8 +248,8 @@ def test_colours_stand_out_and_stay_apart_without_red_or_green_cones():
                 assert apart > 0.25, (
                     f"{name}: {pictures.COLOURS[i]} and {pictures.COLOURS[j]} look alike "
                     f"({apart:.2f})")
-    assert len(set(zip(*(np.resize(kind, 60)
-                         for kind in (pictures.COLOURS, pictures.MARKERS, pictures.DASHES))))) >= 16
+    kinds = (pictures.COLOURS, pictures.MARKERS, pictures.DASHES)
+    assert len(set(zip(*(np.resize(kind, 60) for kind in kinds)))) >= 16
 
 
 @pytest.mark.parametrize("suffix, start", [

@@ -40,8 +40,8 @@ def models(tmp_path_factory):
     body = small.bert_folder(tmp_path_factory.mktemp("bert"), layers=1)
     made = {"one": Classifier.from_backbone(body, LABELS),
             "several": Classifier.from_backbone(body, LABELS, multi_label=True),
-            "preference": Classifier.from_backbone(body, ["a", "b", "tie"], preference={
-                "kind": "head"})}
+            "preference": Classifier.from_backbone(body, ["a", "b", "tie"],
+                                                   preference={"kind": "head"})}
     for name, model in made.items():
         initialise_weights(model.head, seed=0, std=1.0)
         if name != "preference":  # so that texts are answered differently
@@ -272,8 +272,8 @@ def test_a_run_that_was_stopped_goes_on(ask, data, expected, windows, tmp_path, 
     out.write_text("earlier answers\n")
     windows.seen, windows.stop, windows.number = [], 3, number
     code, printed, said = ask("--data", data, "--out", out, "--overwrite")
-    assert (code == 130 and printed == f"stopped; 8 rows are in {out}.part, the same command goes "
-            f"on from there\n"), (printed, said)
+    stop = f"stopped; 8 rows are in {out}.part, the same command goes on from there\n"
+    assert (code, printed) == (130, stop), (printed, said)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "SIGTERM is left as it was"
     assert (out.read_text() == "earlier answers\n"
             and whole.startswith((tmp_path / f"{name}.part").read_bytes()))
@@ -335,8 +335,7 @@ def test_changed_rows(ask, data, windows, tmp_path):
         stopped(ask, windows, data, out)
         write_rows(data, [["a rose" if n == row else text] for n, text in enumerate(TEXTS)])
         said = ask("--data", data, "--out", out, "--overwrite")[2]
-        assert ("is of other rows: starting anew" in said,
-                "going on" in said) == (anew, not anew), said
+        assert ("is of other rows: starting anew" in said) == anew != ("going on" in said), said
         fresh = ask("--data", data, "--format", "csv")[1]
         assert out.read_text() == fresh
     stopped(ask, windows, data, out)

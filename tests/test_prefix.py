@@ -149,8 +149,8 @@ def kept_of(body, ids):
     read(body, ids)
     body.prefix = None
     pairs = zip(recorder.seen.keys, recorder.seen.values)  # (1, K, T, d) each
-    return torch.stack([torch.stack(pair) for pair in pairs])[:, :,
-                                                              0].permute(3, 0, 1, 2, 4).flatten(1)
+    kept = torch.stack([torch.stack(pair) for pair in pairs])[:, :, 0]  # (L, 2, K, T, d)
+    return kept.permute(3, 0, 1, 2, 4).flatten(1)
 
 
 @torch.no_grad()
@@ -362,8 +362,8 @@ def test_only_what_is_asked_learns(family, method):
         parameter.requires_grad_(path in learning)
     before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
     optimiser = torch.optim.AdamW(learning.values(), lr=0.02, weight_decay=0.0)
-    (ids, mask), labels, losses = padded([draw(n, seed=n).tolist() for n in (6, 3, 1)],
-                                         left=False), torch.arange(3), []
+    ids, mask = padded([draw(n, seed=n).tolist() for n in (6, 3, 1)], left=False)
+    labels, losses = torch.arange(3), []
     for _ in range(12):
         loss = nn.functional.cross_entropy(model(ids, mask), labels)
         optimiser.zero_grad()
@@ -527,8 +527,8 @@ def test_too_long_a_text_is_refused(family):
         model(*padded([draw(25).tolist()], left=False))
     attach_prefix(model, 4)
     model(*fits)
-    beside = ("a text of 21 tokens is longer than the 20 positions of this model beside its prefix of "
-              "4 tokens: set --max-length 20 or less")
+    beside = ("a text of 21 tokens is longer than the 20 positions of this model beside its prefix "
+              "of 4 tokens: set --max-length 20 or less")
     with pytest.raises(InputError, match=beside):
         model(*long)
     detach_prefix(model)
@@ -608,8 +608,9 @@ PEFT = {
 AUTO = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM",
         "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
 TASKS = [(name, task, method) for name in PEFT for method in ("prefix", "projection", "prompt")
-         for task in (("SEQ_2_SEQ_LM",) if name == "t5" else ("SEQ_CLS",)
-                      if name in ("bert", "roberta", "deberta-v2") else ("SEQ_CLS", "CAUSAL_LM"))
+         for task in (("SEQ_2_SEQ_LM",) if name == "t5"
+                      else ("SEQ_CLS",) if name in ("bert", "roberta", "deberta-v2")
+                      else ("SEQ_CLS", "CAUSAL_LM"))
          if name != "deberta-v2" or method == "prompt"]
 
 
@@ -649,9 +650,8 @@ def peft_model(peft, base, task, method):
     if method == "prompt":
         # the source's side alone
         more = dict(num_transformer_submodules=1) if task == "SEQ_2_SEQ_LM" else {}
-        return peft.get_peft_model(base,
-                                   peft.PromptTuningConfig(task_type=task, num_virtual_tokens=4,
-                                                           **more)).eval()
+        config = peft.PromptTuningConfig(task_type=task, num_virtual_tokens=4, **more)
+        return peft.get_peft_model(base, config).eval()
     # it would take d_model
     more = dict(token_dim=c.num_heads * c.d_kv) if task == "SEQ_2_SEQ_LM" else {}
     config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=4,
@@ -770,8 +770,8 @@ def test_peft_finds_the_same(name, task, method, tmp_path):
     kind, config = PEFT[name]
     torch.manual_seed(0)
     with may_refuse():
-        base = getattr(transformers,
-                       AUTO[task]).from_config(getattr(transformers, kind)(**config)).eval()
+        config = getattr(transformers, kind)(**config)
+        base = getattr(transformers, AUTO[task]).from_config(config).eval()
         base.save_pretrained(tmp_path)
     model = read_back(tmp_path)
     with may_refuse():

@@ -40,10 +40,9 @@ def place(tmp_path_factory):
 
 
 def asked(place, out, *more, **settings):
-    return [
-        *map(str, small.flags(**{"model": place / "bert", "data": place / "data.csv", "out": out,
-                                 "epochs": 2, "batch_size": 8, "lr": 3e-3, **settings})),
-        *more]
+    chosen = {"model": place / "bert", "data": place / "data.csv", "out": out,
+              "epochs": 2, "batch_size": 8, "lr": 3e-3, **settings}
+    return [*map(str, small.flags(**chosen)), *more]
 
 
 @pytest.fixture
@@ -304,9 +303,9 @@ def test_a_comparison_that_is_killed_takes_its_process_along(tmp_path):
                       "    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
                       "signal.signal(signal.SIGTERM, told)\n"
                       "pathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n")
-    program = ("import sys; from pathlib import Path; from minillmclf.compare import runs; t = "
-               "Path(sys.argv[1]); runs.run_module('waits', t / 'note', printed=t / 'out', "
-               "errors=t / 'err')")
+    program = ("import sys; from pathlib import Path; from minillmclf.compare import runs; "
+               "t = Path(sys.argv[1]); "
+               "runs.run_module('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
     parent = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path], cwd=small.ROOT,
         env=small.environment() | {"PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})

@@ -139,9 +139,9 @@ def test_rows_are_held_out_by_their_rarest_label():
 # ---------------------------------------------------------------- the data doctor
 
 def test_the_doctor_counts_each_label(tmp_path):
-    rows = [(f"text {i}", label, split) for i, (label, split) in enumerate(
-        [("a|b", "train")] * 6 + [("a", "train")] * 3 + [("", "train")]
-        + [("b", "dev"), ("a|b", "dev")] + [("", "test"), ("a", "test")])]
+    pairs = [("a|b", "train")] * 6 + [("a", "train")] * 3 + [("", "train")]
+    pairs += [("b", "dev"), ("a|b", "dev"), ("", "test"), ("a", "test")]
+    rows = [(f"text {i}", label, split) for i, (label, split) in enumerate(pairs)]
     report = doctor.examine_data(load_data(csv_file(tmp_path / "f.csv", rows), multi_label=True))
     assert report.classes == {"a": {"train": 9, "dev": 1, "test": 1, "share": 0.9},
                               "b": {"train": 6, "dev": 2, "test": 0, "share": 0.6}}
@@ -289,12 +289,12 @@ def test_transformers_has_the_same_scores_and_the_same_loss(tmp_path):
         scores = model(batch)
     assert torch.allclose(scores, found.logits, atol=1e-5)
     assert ours.item() == pytest.approx(found.loss.item(), rel=1e-5)
+    means = [F.binary_cross_entropy_with_logits(scores[part], batch.labels[part])
+             for part in (slice(0, 3), slice(3, 4))]
     wrong = {"cross-entropy over the classes": F.cross_entropy(scores, batch.labels),
              "summed over classes": objective(model, batch) / len(batch.labels),
              "cross-entropy of the first label": F.cross_entropy(scores, batch.labels.argmax(1)),
-             "the mean of the means of two batches":
-             sum(F.binary_cross_entropy_with_logits(scores[part], batch.labels[part])
-                 for part in (slice(0, 3), slice(3, 4))) / 2}
+             "the mean of the means of two batches": sum(means) / 2}
     for name, loss in wrong.items():
         assert abs(loss.item() - found.loss.item()) > 1e-3, (
             f"{name} cannot be told from the right loss here")

@@ -128,9 +128,9 @@ def test_long_texts_are_pooled_as_by_hand_whatever_stands_beside_them(stored, na
         for row, (ids, types) in enumerate(rows):
             for tensor, values in (
                     (left.ids, ids), (left.types, types), (left.mask, [1] * len(ids))):
-                tensor[row] = torch.cat([
-                    tensor.new_full((tensor.shape[1] - len(ids),), 0 if tensor is left.mask else 3),
-                    torch.tensor(values)])
+                filling = 0 if tensor is left.mask else 3
+                before = tensor.new_full((tensor.shape[1] - len(ids),), filling)
+                tensor[row] = torch.cat([before, torch.tensor(values)])
         ways = {"padded right": model(right), "padded left": model(left),
                 "alone": torch.cat([model(collate(rows, [row])) for row in range(len(rows))]),
                 "sorted, two at a time": model.compute_logits(rows, 2)}
@@ -153,9 +153,8 @@ def test_every_token_of_a_document_reaches_the_body(length, size, data):
     seen = [row[keep.bool()].tolist() for row, keep in zip(rows, mask)][:counts[0]]
     assert not lost and {token for row in seen for token in row} == {1, 2, *part}, (
         "tokens are missing")
-    assert all(row[0] == 1 and row[-1] == 2
-               and row[1:-1] == list(range(row[1], row[1] + len(row) - 2))
-               for row in seen), "a window is no stretch of the text between its special tokens"
+    assert all(row == [1, *range(row[1], row[1] + len(row) - 2), 2] for row in seen), (
+        "a window is no stretch of the text between its special tokens")
     assert len(seen) == 1 or all(len(row) == size for row in seen), "a window is not full"
 
 
@@ -180,10 +179,10 @@ def test_of_a_pair_the_longer_text_is_cut_into_windows_and_the_other_stands_in_e
             "tokens are missing")
         for row in rows:
             text = [t for t in row if t >= 100]
-            assert row == Numbers().add_special_tokens(*(text if part is long else short
-                                                         for part in parts))[0], f"{row} is no pair"
-        assert types[:13] == Numbers().add_special_tokens(*(long[:7] if part is long else short
-                                                            for part in parts))[1]
+            pair = [text if part is long else short for part in parts]
+            assert row == Numbers().add_special_tokens(*pair)[0], f"{row} is no pair"
+        pair = [long[:7] if part is long else short for part in parts]
+        assert types[:13] == Numbers().add_special_tokens(*pair)[1]
     (ids, _), lost = made.encode_windows(Numbers(), [long, list(range(50, 70))], 13, "tail")
     assert lost and ids[:13] == [1, *range(100, 105), 2, *range(65, 70), 2], (
         f"not half of the room, or not its tail: {ids[:13]}")
@@ -329,9 +328,8 @@ def test_a_saved_run_answers_bit_for_bit(folder, tmp_path, pool, method):
                 p += 0.1 * torch.randn(p.shape, generator=generator)
     model.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert (again.head.windows.as_dict()
-            == dict(pool=pool, overlap=5, max_windows=2, max_document=70)
-            and again.head.keep == "tail")
+    described = dict(pool=pool, overlap=5, max_windows=2, max_document=70)
+    assert again.head.windows.as_dict() == described and again.head.keep == "tail"
     assert again.encode(TEXTS) == model.encode(TEXTS), "texts are cut otherwise"
     answers = model.compute_logits(model.encode(TEXTS)[0])
     assert torch.equal(again.compute_logits(again.encode(TEXTS)[0]), answers), "other answers"

@@ -44,8 +44,9 @@ def commit():
             for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "minillmclf")))
     except OSError:
         return None
-    return (head.stdout.strip() + "+" * bool(changed.stdout.strip()) if head.returncode == 0
-            else None)
+    if head.returncode:
+        return None
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip())
 
 
 def times(ratio):
@@ -70,10 +71,10 @@ def markdown(table):
     """table.md from what table.json holds -> str."""
     made, rows = table["made_from"], table["rows"]
     about, lines = made["machine"], ["# Speed beside transformers and PEFT", ""]
+    versions = ", ".join(f"{name} {about[name]}"
+                         for name in ("torch", *LIBRARIES, "onnxruntime") if about.get(name))
     lines.append(f"{about['processor']}, {about['cores']} cores, **{about['threads']} threads**; "
-                 + ", ".join(f"{name} {about[name]}"
-                             for name in ("torch", *LIBRARIES, "onnxruntime") if about.get(name))
-                 + f"; commit {table['commit'] or 'unknown'}, {table['date']}.")
+                 f"{versions}; commit {table['commit'] or 'unknown'}, {table['date']}.")
     if made["quick"]:
         lines.append("\n**This is a quick run**: 2 layers, half the rows of a batch. Its ratios "
                      "are no results.")
@@ -92,11 +93,11 @@ def markdown(table):
             unit[record["unit"]].append(headline(record))
     for name, found in unit.items():
         if found:
+            head = ["work", f"ours, µs a {'real token' if name == 'tokens' else 'text'}",
+                    "D / ours", "T / ours", "aim D", "aim T",
+                    "reference / itself", "ours of sgemm", "reference of sgemm", ""]
             lines += ["", f"## {'Models' if name == 'tokens' else 'Tokenizers'}", "",
-                      *markdown_table(
-                          ["work", f"ours, µs a {'real token' if name == 'tokens' else 'text'}",
-                           "D / ours", "T / ours", "aim D", "aim T",
-                           "reference / itself", "ours of sgemm", "reference of sgemm", ""], found)]
+                      *markdown_table(head, found)]
     return "\n".join(lines + halves(rows) + others(rows) + notes(rows)) + "\n"
 
 
@@ -113,16 +114,16 @@ def halves(rows):
         cost = statistics.median(1e6 * cost["ours"] for cost in costs(record))
         distance = [f"{name} {record['apart'][name]:.2g}"
                     for name in record["sides"] if name != "fp32"]
-        found.append([record["name"], f"{cost:.0f}",
-                      *(times(paired(record, name, "ours")) if name in record["sides"] else ""
-                        for name in BESIDE), times(paired(record, "again", record["twin"])),
+        beside = [times(paired(record, name, "ours")) if name in record["sides"] else ""
+                  for name in BESIDE]
+        found.append([record["name"], f"{cost:.0f}", *beside,
+                      times(paired(record, "again", record["twin"])),
                       ", ".join(distance), "**void**" if record["faults"] else ""])
-    lines = ["", "## In bf16", "",
-             *markdown_table(["work", "ours in bf16, µs a real token",
-                              *(f"{name} / ours" for name in ("ours in fp32", *BESIDE[1:])),
-                              "reference / itself",
-                              "scores from ours in fp32, in parts of the largest", ""], found),
-             "", "BERT on the lengths of SST-2. ours, D, T: in bf16; ONNX: ONNX Runtime on "
+    head = ["work", "ours in bf16, µs a real token",
+            *(f"{name} / ours" for name in ("ours in fp32", *BESIDE[1:])), "reference / itself",
+            "scores from ours in fp32, in parts of the largest", ""]
+    lines = ["", "## In bf16", "", *markdown_table(head, found), "",
+             "BERT on the lengths of SST-2. ours, D, T: in bf16; ONNX: ONNX Runtime on "
              "transformers' model, in batches as T's. Scores differ by rounding; gradients were "
              "equal before autocast."]
     if not all(record["fast"] for record in records):
@@ -137,10 +138,9 @@ def others(rows):
     lines = []
     if rows.get("memory", {}).get("lines"):
         lines += ["", "## Peak memory of two training steps, 12 x 768, 8 x 128 tokens", "",
-                  *markdown_table(
-                      ["method", "ours, MB", "transformers + PEFT, MB", "ratio"],
-                      [[x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}",
-                        f"{x['ours'] / x['theirs']:.2f}"] for x in rows["memory"]["lines"]])]
+                  *markdown_table(["method", "ours, MB", "transformers + PEFT, MB", "ratio"], [
+                      [x["method"], f"{x['ours']:.0f}", f"{x['theirs']:.0f}",
+                       f"{x['ours'] / x['theirs']:.2f}"] for x in rows["memory"]["lines"]])]
     if "start" in rows:
         found = {name: [seconds[name] for seconds in rows["start"]["rounds"]]
                  for name in rows["start"]["rounds"][0]}
@@ -166,8 +166,9 @@ def notes(rows):
         "ours is faster; 0.9 to 1.1 shows no difference. Laying out batches is timed for all. "
         "Dropout 0. Before timing, logits and (in training) gradients were equal on the same rows. "
         "Of sgemm: executed FLOPs a second against those of a large matrix product.")
-    speeds = [2e-9 * SQUARE**3 / seconds["sgemm"] for record in rows.values() if "sides" in record
-              and record.get("precision", "fp32") == "fp32" for seconds in record["rounds"]]
+    speeds = [2e-9 * SQUARE**3 / seconds["sgemm"] for record in rows.values()
+              if "sides" in record and record.get("precision", "fp32") == "fp32"
+              for seconds in record["rounds"]]
     if speeds:
         text += (f" sgemm ({SQUARE} x {SQUARE}) in the same rounds: "
                  f"{statistics.median(speeds):.0f} GF/s ({min(speeds):.0f}-{max(speeds):.0f}).")

@@ -53,10 +53,10 @@ def reference_run(s):
     torch.manual_seed(s.seed)
     data, tokenizer = load_dataset(s), AutoTokenizer.from_pretrained(s.model)
     model = AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(data.labels))
-    lengths = {
-        k: [len(ids) for ids in tokenizer(*map(list, zip(*[e.texts for e in getattr(data, k)])),
-                                          truncation=True).input_ids]
-        for k in ("train", "dev", "test")}
+    lengths = {}
+    for k in ("train", "dev", "test"):
+        columns = map(list, zip(*[e.texts for e in getattr(data, k)]))
+        lengths[k] = [len(ids) for ids in tokenizer(*columns, truncation=True).input_ids]
     plan = [make_batches(lengths["train"], s.batch_size, seed=f"{s.seed}:{epoch}")
             for epoch in range(s.epochs)]
     optimizer = torch.optim.AdamW(groups(model, s.lr, s.weight_decay), fused=True)
@@ -70,8 +70,8 @@ def reference_run(s):
             seed_step(s.seed, step)
             truth = torch.tensor([data.labels.index(data.train[row].label) for row in rows])
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(**pack(tokenizer, data.train, rows)).logits,
-                                              truth).backward()
+            logits = model(**pack(tokenizer, data.train, rows)).logits
+            torch.nn.functional.cross_entropy(logits, truth).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
             optimizer.step()
         dev = accuracy(model, tokenizer, data.dev, data.labels, lengths["dev"])
@@ -106,8 +106,7 @@ def main():
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for seed in range(a.seeds):
         s = Settings(model=a.model, data=a.data, lr=a.lr, epochs=a.epochs, seed=seed).check()
-        for name, make in (("minillmclf",
-                            lambda: own_run(s, Path(a.out) / f"seed{seed}")),
+        for name, make in (("minillmclf", lambda: own_run(s, Path(a.out) / f"seed{seed}")),
                            ("transformers", lambda: reference_run(s))):
             if f"{name} {seed}" not in results:
                 results[f"{name} {seed}"] = make()

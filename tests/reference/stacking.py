@@ -138,10 +138,8 @@ def main():
     print("\nseconds of processor time:", {name: round(value) for name, value in seconds.items()},
           f"in all {time.process_time():.0f}")
     if a.out:
-        Path(a.out).write_text(
-            json.dumps({"gains": gains, "losses": {title: [float(each.mean()) for each in pair]
-                                                   for title, pair in kept.items()}},
-                       indent=2) + "\n")
+        means = {title: [float(each.mean()) for each in pair] for title, pair in kept.items()}
+        Path(a.out).write_text(json.dumps({"gains": gains, "losses": means}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
