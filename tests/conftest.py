@@ -147,8 +147,8 @@ def refused(call, *parts) -> str:
 
 def trace(model, ids, mask, types=None):
     """A body's steps: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden": (B, T, D)}."""
-    steps, modules = {}, {"embeddings": model.dropout} | {
-        f"layer {i}": layer for i, layer in enumerate(model.layers)}
+    steps, modules = {}, {"embeddings": model.dropout}
+    modules |= {f"layer {i}": layer for i, layer in enumerate(model.layers)}
 
     def keep(name):
         return lambda module, given, out: steps.update({name: out.detach()})

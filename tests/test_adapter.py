@@ -215,8 +215,8 @@ def test_steps_change_every_adapter_and_nothing_else(norms):
 def test_norms_are_those_of_the_body():
     body = Bert.from_config(BERT, lm_head=True)
     adapter.wrap(body, "pfeiffer", 2)
-    norms = set(adapter.trainable_parameters(body, norms=True)) - set(adapter.trainable_parameters(
-        body))
+    norms = set(adapter.trainable_parameters(body, norms=True))
+    norms -= set(adapter.trainable_parameters(body))
     assert len(norms) == 2 * (1 + 2 * 2) and not any("lm_head" in name for name in norms)
 
 

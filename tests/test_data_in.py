@@ -219,8 +219,8 @@ def test_a_run_with_a_column_for_each_class(tmp_path, body, capsys):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["data"]["labels"] == ["garden", "kitchen"]
             and record["settings"]["multi_label"] == "on")
-    assert (record["doctor"]["classes"]["garden"]["train"] + record["doctor"]["unlabelled"]["train"]
-            > 10)
+    told = record["doctor"]
+    assert told["classes"]["garden"]["train"] + told["unlabelled"]["train"] > 10
     assert evaluate.main(["--model", str(tmp_path / "run")]) == 0
     assert evaluate.main(["--model", str(tmp_path / "run"), "--data", str(path),
                           "--label-column", "kitchen,garden"]) == 0
@@ -263,8 +263,8 @@ def test_a_list_as_a_text_is_no_name(tmp_path, cell, several):
 
 def test_names_with_brackets_stay_names(tmp_path):
     for name in ("[urgent]", "(none)", "a, b", "{x}", "it's"):
-        assert (read_examples(jsonl(tmp_path / "f.jsonl", {"text": "x", "label": name}))[0].label
-                == name)
+        path = jsonl(tmp_path / "f.jsonl", {"text": "x", "label": name})
+        assert read_examples(path)[0].label == name
 
 
 def warnings_of(path, **how):

@@ -91,8 +91,7 @@ def test_the_stored_batches_show_what_could_be_wrong(stored):
         assert lengths.max() > body.max_distance > body.buckets, (
             f"{name}: no text is longer than the table of offsets")
         assert batch["types"].any(), f"{name}: without pairs, ignored token types would not show"
-        for norm in (
-                module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+        for norm in [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]:
             assert (norm.weight - 1).abs().mean() > 0.1, (
                 f"{name}: weights of 1 hide a norm that is left out")
             assert norm.bias.abs().mean() > 0.1, f"{name}: biases of 0 hide a bias that is left out"
@@ -353,8 +352,8 @@ def test_only_the_offsets_in_use_are_projected_and_they_are_the_right_ones(bucke
         table, column = model.offsets(rows)
         assert len(table) <= min(2 * max(lengths) - 1, 2 * (buckets or most)), (
             "more is projected than is used")
-        whole = model.rel_norm(model.rel_embeddings.weight)[table_rows(
-            rows.distance(), buckets, most)]
+        whole = model.rel_norm(model.rel_embeddings.weight)
+        whole = whole[table_rows(rows.distance(), buckets, most)]
         assert (table[column] - whole).abs().max() <= 1e-6, (
             f"a pair has the vector of another offset: {lengths}")
 
@@ -461,8 +460,8 @@ def test_padding_is_zero_and_types_are_for_models_that_have_them(stored):
             "a padded place holds something that a later sum could pick up")
         assert torch.equal(hidden, model(batch["ids"], batch["mask"].bool())), (
             "no types are types 0")
-        assert torch.equal(hidden, model.states(batch["ids"], batch["mask"], ones)) != has_types, (
-            name)
+        other = model.states(batch["ids"], batch["mask"], ones)
+        assert torch.equal(hidden, other) != has_types, name
     with pytest.raises(InputError, match="token type 2: this model has 2 token type"):
         model(batch["ids"], batch["mask"], 2 * ones)
 

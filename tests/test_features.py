@@ -159,8 +159,8 @@ def test_texts_are_told_apart_and_unknown_ones_are_read(folder):
 
 
 def test_keys_are_of_the_text_alone():
-    ids, right, left = torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]]), torch.tensor(
-        [[0, 1, 1]])
+    ids = torch.tensor([[5, 6, 0]])
+    right, left = torch.tensor([[1, 1, 0]]), torch.tensor([[0, 1, 1]])
     same = [(ids, right, None, "last"), (ids.roll(1), left, torch.zeros_like(ids), "last"),
             (torch.tensor([[5, 6]]), torch.ones(1, 2), None, "last")]
     assert len({text_keys(*given)[0] for given in same}) == 1, "padding tells a text from itself"
@@ -172,7 +172,7 @@ def test_keys_are_of_the_text_alone():
 
 def test_the_body_is_as_it_was_after_an_error(folder):
     model = classifier(folder)
-    with pytest.raises(KeyboardInterrupt), cached_features(
-            model, some_rows(model, 3).encoded, Settings()):
+    rows = some_rows(model, 3).encoded
+    with pytest.raises(KeyboardInterrupt), cached_features(model, rows, Settings()):
         raise KeyboardInterrupt
     assert "states" not in vars(model.backbone)

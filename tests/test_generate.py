@@ -80,8 +80,7 @@ def test_cached_is_uncached(kind, dtype, tolerance, side):
         seen_logits(model, *batch_of(PROMPTS, side), 9, cached) for cached in (True, False))
     apart = (kept - anew).abs().amax((1, 2)) / anew.abs().max()
     assert apart.max() <= tolerance, (
-        f"{kind}: with a cache the logits of step {int(apart.argmax())} are {apart.max():.1g} "
-        f"apart")
+        f"{kind}: cached, the logits of step {int(apart.argmax())} are {apart.max():.1g} apart")
     assert short == long, f"{kind}: with a cache other tokens are written"
     assert len({tuple(row) for row in short}) > 1, (
         f"{kind}: every prompt gets the same answer, so this compares nothing")
@@ -159,8 +158,8 @@ def columns_for_positions(patch):
 
     def broken(self, mask, kept, layout=None):
         rows(self, mask, kept, layout)
-        self.position_ids = (
-            torch.arange(self.key_mask.shape[1]).expand_as(self.key_mask)[:, -mask.shape[1]:])
+        places = torch.arange(self.key_mask.shape[1]).expand_as(self.key_mask)
+        self.position_ids = places[:, -mask.shape[1]:]
         self.positions = self.unpad(self.position_ids)
     patch.setattr(CachedRows, "__init__", broken)
 
@@ -271,8 +270,7 @@ def test_the_choice_is_that_of_transformers():
             Sampling(temperature, top_k, top_p).next_tokens(logits, [None] * 50)
         apart = (torch.stack(seen) - chances).abs().max()
         assert apart < 1e-6, (
-            f"temperature {temperature}, top_k {top_k}, top_p {top_p}: chances are {apart:.1g} "
-            f"apart")
+            f"temperature {temperature}, top_k {top_k}, top_p {top_p}: {apart:.1g} apart")
 
 
 # --------------------------------------------------------------------------------- drawing

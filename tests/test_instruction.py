@@ -182,8 +182,8 @@ def test_the_completion_loss_is_that_of_transformers(name, side, bases):
                  f"{name}, padded on the {side}: another loss than transformers'")
     wrong = {"without the end": answers_of(model, rows, end=()), "of the end alone": [[END]] * 7}
     if name not in ("t5", "flan-t5"):
-        wrong["with the prompt"] = [prompt[1:] + answer for prompt, answer in zip(
-            prompts_of(rows), answers_of(model, rows))]
+        pairs = zip(prompts_of(rows), answers_of(model, rows))
+        wrong["with the prompt"] = [prompt[1:] + answer for prompt, answer in pairs]
     for what, answers in wrong.items():
         prompts = ([ids[:1] for ids in prompts_of(rows)] if what == "with the prompt"
                    else prompts_of(rows))
@@ -223,8 +223,8 @@ def gradient(model, objective, rows, micro_batch_size):
     loss = take_step(model, still, rows, list(range(len(rows.targets))),
                      Settings(readout="labels", clip=0.0, micro_batch_size=micro_batch_size),
                      objective)
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None} | {
-        "loss": torch.tensor(loss)}
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return grads | {"loss": torch.tensor(loss)}
 
 
 @pytest.mark.parametrize("which", ["completion", "classes"])
@@ -406,8 +406,8 @@ def test_the_vocabulary_is_neither_in_four_bits_nor_wrapped(name, bases):
     model = build(bases[name], quantise="nf4")
     tune(model, recipe("qlora"), seed=1)
     wrapped, linears = lora.find_wrapped(model), selection.find_linears(model)
-    assert {path for path in linears if path not in wrapped} == {
-        path for path in linears if "lm_head" in path}
+    assert ({path for path in linears if path not in wrapped}
+            == {path for path in linears if "lm_head" in path})
     for path, layer in wrapped.items():
         kept = any(part in path.split(".") for part in model.backbone.FULL_PRECISION)
         assert hasattr(layer.base, "dequantised") != kept, f"{path}: {layer.base}"
@@ -740,8 +740,8 @@ def result(folder):
                           if name not in ("out", "save_every")}
     tuned = json.loads((folder / "tuned.json").read_text())
     tuned.pop("base"), tuned.pop("base_path", None)
-    return {name: (folder / name).read_bytes() for name in LEARNED if name != "tuned.json"} | {
-        "run.json": record, "tuned.json": tuned}
+    found = {name: (folder / name).read_bytes() for name in LEARNED if name != "tuned.json"}
+    return found | {"run.json": record, "tuned.json": tuned}
 
 
 def test_run_json_holds_the_words_themselves(place, call, tmp_path):  # noqa: F811
@@ -800,8 +800,9 @@ def test_a_killed_run_goes_on_bit_for_bit(place, tmp_path):
     moves = forked("train", arguments(place, tmp_path / "whole", save_every=2))[3]
     assert result(tmp_path / "whole") == result(place / "finished"), (
         "another process computes other bits")
-    for number, kill in enumerate([
-        dict(step=2), dict(step=4), *(dict(move=m) for m in (moves // 2, moves - 3, moves - 1))]):
+    kills = [dict(step=2), dict(step=4)]
+    kills += [dict(move=m) for m in (moves // 2, moves - 3, moves - 1)]
+    for number, kill in enumerate(kills):
         given = arguments(place, tmp_path / str(number), save_every=2)
         assert forked("train", given, **kill)[0] == -signal.SIGKILL
         code, _, err, _ = forked("train", given)
@@ -882,9 +883,8 @@ def test_three_texts_of_a_row_are_read_in_their_places(bases):
 
 
 def three(place, out, **settings):
-    return arguments(
-        place, out,
-        **dict(data=place / "three.csv", text_column=",".join(FIELDS), template=JUDGE) | settings)
+    given = dict(data=place / "three.csv", text_column=",".join(FIELDS), template=JUDGE)
+    return arguments(place, out, **given | settings)
 
 
 def test_a_table_with_three_text_columns(place, call, refused, tmp_path):  # noqa: F811

@@ -90,8 +90,8 @@ def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path
     WordPiece.from_vocab(PIECES).save(tmp_path)
     model = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     before = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
-    tune(model, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets=None,
-                     bias="none"))
+    tune(model, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False,
+                     targets=None, bias="none"))
     merge.merge_adapter(model, "4bit")
     after = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
     assert before == after and before, (

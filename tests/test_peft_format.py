@@ -127,8 +127,8 @@ def made_by_peft(peft, base, folder, name="default", seed=3, **config):
     torch.manual_seed(seed)
     model = in_transformers(base)
     with torch.no_grad(), may_refuse():
-        theirs = (
-            peft.get_peft_model(model, peft.LoraConfig(**given | config), adapter_name=name).eval())
+        config = peft.LoraConfig(**given | config)
+        theirs = peft.get_peft_model(model, config, adapter_name=name).eval()
         for path, parameter in theirs.named_parameters():
             if "lora_magnitude" in path:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -506,8 +506,10 @@ def test_prefix_and_prompt_travel_both_ways(kind, name, bases, peft, tmp_path):
                                         ("t5", "prefix"), ("gemma3", "prompt"), ("t5", "prompt")])
 def test_prefix_and_prompt_come_back_from_their_own_folder(name, kind, bases, tmp_path):
     ours = classifier(bases[name])
-    prompt.attach_prompt(ours, 3) if kind == "prompt" else prefix.attach_prefix(
-        ours, 3, kind == "projection")
+    if kind == "prompt":
+        prompt.attach_prompt(ours, 3)
+    else:
+        prefix.attach_prefix(ours, 3, kind == "projection")
     with torch.no_grad():
         for path, parameter in ours.named_parameters():
             learns = "prefix" in path or path.endswith(".vectors") or path.startswith("head.")

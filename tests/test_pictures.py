@@ -297,8 +297,8 @@ def test_of_very_many_classes_the_most_confused_are_drawn(drawn):
 
 def test_names_in_any_script_are_text_and_warn_of_nothing(drawn, recwarn):
     names = ["退款申请", "تأخير", "delivery 😀"]
-    source = pictures.figure_bytes(pictures.confusion_figure(np.eye(3, dtype=int), names)).decode(
-        "utf-8")
+    figure = pictures.confusion_figure(np.eye(3, dtype=int), names)
+    source = pictures.figure_bytes(figure).decode("utf-8")
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
     for name in names:
         assert f">{name}</text>" in source, (

@@ -83,8 +83,8 @@ FAMILIES = {  # name -> (class, config, model_type for its head)
 }
 WRITERS = [name for name in FAMILIES
            if not name.startswith(("bert", "distilbert", "roberta", "deberta", "modernbert"))]
-SHAPES = {name: (3, 2, 6) if name in WRITERS else (3, 4, 4) for name in FAMILIES} | {
-    "gpt2": (3, 4, 4), "t5": (3, 4, 6)}
+SHAPES = {name: (3, 2, 6) if name in WRITERS else (3, 4, 4) for name in FAMILIES}
+SHAPES |= {"gpt2": (3, 4, 4), "t5": (3, 4, 6)}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -180,8 +180,8 @@ def attach_words(model, ids):
 @torch.no_grad()
 def prompt_error(family, left=True):
     """How far ragged texts behind a prompt of real words are from texts led by these words."""
-    model, words, rows = Whole(family).double(), [30, 4, 17, 17], [
-        draw(size, seed=size).tolist() for size in (6, 1, 9)]
+    model, words = Whole(family).double(), [30, 4, 17, 17]
+    rows = [draw(size, seed=size).tolist() for size in (6, 1, 9)]
     expected = model(*padded([words + row for row in rows], left=False))
     attach_words(model, words)
     return (model(*padded(rows, left)) - expected).abs().max().item()

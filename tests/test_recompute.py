@@ -62,8 +62,7 @@ def compare(model, name):
     for n, g in grads.items():
         apart = (g - plain[n]).abs().max() / plain[n].abs().max().clamp(min=1e-6)
         assert apart <= 1e-6, (
-            f"{name}: recomputation changes the gradient of {n} by {apart:.2g} of its largest "
-            f"number")
+            f"{name}: recomputed, the gradient of {n} is {apart:.2g} of its largest number off")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -316,8 +316,8 @@ def test_a_folder_of_transformers_answers_with_sets(tmp_path):
     assert model.task.MULTI_LABEL and model.task.thresholds == [0.5] * 3 and model.labels == LABELS
     batch = collate(model.encode(TEXTS)[0], range(4))
     with torch.no_grad(), may_refuse():
-        expected = (
-            theirs(batch.ids, batch.mask, token_type_ids=batch.types).logits.sigmoid().numpy())
+        logits = theirs(batch.ids, batch.mask, token_type_ids=batch.types).logits
+    expected = logits.sigmoid().numpy()
     found = model.predict(TEXTS)
     assert np.allclose(found, expected, atol=1e-5) and not np.allclose(found.sum(1), 1, atol=1e-2)
     assert model.answers(found) == [
@@ -468,8 +468,10 @@ def test_a_run_from_end_to_end(trained):
     for line in (*names, "exact match", "at 0.5", "fitted", "threshold", "without a label"):
         assert line in out, f"{line!r} is not in what train prints"
     model = Classifier.load(run)
-    texts, truth = ({split: make(getattr(data, split)) for split in ("dev", "test")} for make in (
-        lambda rows: [e.texts for e in rows], several.MultiLabel(data.labels).targets))
+    parts = {split: getattr(data, split) for split in ("dev", "test")}
+    texts = {split: [e.texts for e in rows] for split, rows in parts.items()}
+    targets = several.MultiLabel(data.labels).targets
+    truth = {split: targets(rows) for split, rows in parts.items()}
     fitted = several.fit_thresholds(model.predict(texts["dev"]), truth["dev"])
     assert model.task.thresholds == pytest.approx(fitted, abs=1e-6), (
         "the thresholds are not those of the dev rows")
@@ -540,8 +542,8 @@ def test_an_adapter_keeps_its_thresholds_also_when_merged(tmp_path):
     assert (plain.task.thresholds == kept
             and np.allclose(plain.predict(texts), model.predict(texts), atol=1e-5))
     alone = Classifier.load(tmp_path / "run" / "adapter")
-    assert alone.task.thresholds == kept and np.array_equal(alone.predict(texts), model.predict(
-        texts))
+    assert (alone.task.thresholds == kept
+            and np.array_equal(alone.predict(texts), model.predict(texts)))
 
 
 # ---------------------------------------------------------------- refusals

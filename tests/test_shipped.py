@@ -45,8 +45,8 @@ def test_tickets_have_no_near_duplicates_across_splits():
             if split != other_split and pairs and other_pairs:
                 shared = len(pairs & other_pairs) / min(len(pairs), len(other_pairs))
                 assert shared < 0.5, (
-                    f"{split} and {other_split} share {shared:.0%} of word pairs: {text!r} / "
-                    f"{other!r}")
+                    f"{split} and {other_split} share {shared:.0%} of word pairs: "
+                    f"{text!r} / {other!r}")
 
 
 def test_no_unlabelled_message_is_a_ticket():
@@ -209,15 +209,14 @@ BLAME = ("a dull , boring mess of a film .", "the plot is stupid and the acting 
 @pytest.mark.parametrize("name", ["mini-llama", "mini-t5"])
 def test_what_was_taught_to_answer_answers_without_training(name):
     model = minillmclf.Classifier.from_backbone(name, ["negative", "positive"], readout="labels")
-    right = (
-        (model.predict([*PRAISE, *BLAME]).argmax(1) == [1] * len(PRAISE) + [0] * len(BLAME)).sum())
+    labels = [1] * len(PRAISE) + [0] * len(BLAME)
+    right = (model.predict([*PRAISE, *BLAME]).argmax(1) == labels).sum()
     assert right >= 10, (
-        f"{right} of 12 plain sentences are judged as a reader would: by chance 10 or more are in "
-        f"2 of 100 cases")
+        f"{right} of 12 plain sentences are judged as a reader would: "
+        f"by chance 10 or more are in 2 of 100 cases")
     blank = minillmclf.Classifier.from_backbone(
         name, ["negative", "positive"], readout="labels", pretrained=False)
-    guessed = (
-        (blank.predict([*PRAISE, *BLAME]).argmax(1) == [1] * len(PRAISE) + [0] * len(BLAME)).sum())
+    guessed = (blank.predict([*PRAISE, *BLAME]).argmax(1) == labels).sum()
     assert guessed < 10, "random weights do it too, so it shows nothing"
 
 

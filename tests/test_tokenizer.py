@@ -188,8 +188,8 @@ FRAGMENTS = [
     "<|endoftext|>", "<|", "e" * 100, "e" * 101, "lower" * 40, "e\u0301" * 60,
 ]
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"]).filter(settled)
-TEXT = st.lists(st.sampled_from(FRAGMENTS) | st.text(CHARACTERS, max_size=4), max_size=12).map(
-    "".join)
+PIECE = st.sampled_from(FRAGMENTS) | st.text(CHARACTERS, max_size=4)
+TEXT = st.lists(PIECE, max_size=12).map("".join)
 MANY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 

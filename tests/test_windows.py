@@ -73,8 +73,8 @@ def batch_of(model, texts):
 def pieces_of(model, text):
     """The windows of one text, each as (ids, types): cut and laid out here, by hand."""
     ids = model.tokenizer.ids(text)
-    return [model.tokenizer.add_special_tokens(ids[start:end]) for start, end in window_spans(
-        len(ids), SIZE - model.tokenizer.num_special_tokens(False), OVERLAP)]
+    spans = window_spans(len(ids), SIZE - model.tokenizer.num_special_tokens(False), OVERLAP)
+    return [model.tokenizer.add_special_tokens(ids[start:end]) for start, end in spans]
 
 
 def by_hand(model, plain, text, pool):

@@ -35,8 +35,9 @@ def absent():
             importlib.import_module(name)
         except ImportError:
             missing.append(name)
-    return (f"not installed: {', '.join(missing)} (pip install {' '.join(OPTIONAL)})" if missing
-            else None)
+    if not missing:
+        return None
+    return f"not installed: {', '.join(missing)} (pip install {' '.join(OPTIONAL)})"
 
 
 class Onnx(Theirs):

@@ -75,8 +75,8 @@ def rewriting_rules():
     rules = {char: unicodedata.normalize("NFKC", char) for char in chars + ["\u3000", "\u212b"]}
     rules |= {unicodedata.normalize("NFD", char): char
               for char in chars if unicodedata.decomposition(char)[:1] == "0"}
-    rules |= dict.fromkeys("\t\n\r\u200b\u200d\u2028\u2029\ufeff", " ") | dict.fromkeys(
-        "\x00\x07\xad", "")
+    rules |= dict.fromkeys("\t\n\r\u200b\u200d\u2028\u2029\ufeff", " ")
+    rules |= dict.fromkeys("\x00\x07\xad", "")
     rules = {source: target for source, target in rules.items()
              if source != target and source.strip("\x00") != "" or source in "\t\n\r"}
     return "".join(

@@ -134,9 +134,9 @@ def one_round(a, folder, model, ours_first):
 
     def theirs():
         for name, rows in (("their few", max(1, a.theirs // 10)), ("theirs", a.theirs)):
+            data = folder / f"{a.rows}.csv"
             printed, *found[name] = process(
-                ["-c", THEIRS, model, folder / f"{a.rows}.csv", folder / name, rows, a.threads],
-                a.threads)
+                ["-c", THEIRS, model, data, folder / name, rows, a.threads], a.threads)
         found["asked"] = float(printed)
     for part in (ours, theirs) if ours_first else (theirs, ours):
         part()
@@ -196,11 +196,11 @@ def main():
         same, apart, rows = compare(folder / "ours", folder / "theirs")
         assert rows == a.theirs, f"{rows} rows have both answers, not {a.theirs}"
         assert same >= SAME and apart <= TOLERANCE, (
-            f"{same:.2%} of the labels are equal, probabilities up to {apart:.1g} apart: not the "
-            f"same work")
+            f"{same:.2%} of the labels are equal, probabilities up to {apart:.1g} apart: "
+            f"not the same work")
         print("\n".join(table(a, rounds)))
-        print(f"\n{same:.2%} of {rows:,} labels are equal; probabilities are at most {apart:.1g} "
-              f"apart.")
+        print(f"\n{same:.2%} of {rows:,} labels are equal; "
+              f"probabilities are at most {apart:.1g} apart.")
 
 
 if __name__ == "__main__":
