@@ -39,9 +39,9 @@ CONFIGS = {
     "gemma2": GEMMA | {"sliding_window": 4, "query_pre_attn_scalar": 20,
                        "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0,
                        "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "gemma3_text": GEMMA
-    | {"sliding_window": 4, "query_pre_attn_scalar": 20,
-       "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "gemma3_text": GEMMA | {
+        "sliding_window": 4, "query_pre_attn_scalar": 20,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
     "t5": dict(vocab_size=61, d_model=32, d_kv=10, d_ff=40, num_layers=2, num_heads=4,
                relative_attention_num_buckets=8, relative_attention_max_distance=12,
                feed_forward_proj="gated-gelu", decoder_start_token_id=0, tie_word_embeddings=True),

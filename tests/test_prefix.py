@@ -220,6 +220,20 @@ def swap(cache):
     cache.keys, cache.values = cache.values, cache.keys
 
 
+def turn_heads(cache):
+    cache.keys[0] = cache.keys[0].flip(1)
+
+
+def turn_tokens(cache):
+    for pair in (cache.keys, cache.values):
+        pair[0] = pair[0].flip(2)
+
+
+def empty_later_layers(cache):
+    for half in cache.keys[1:] + cache.values[1:]:
+        half.zero_()
+
+
 def no_distance(monkeypatch):
     def wrong(self, right=Rows.distance):
         distance = right(self).clone()
@@ -235,14 +249,11 @@ PREFIX_FAULTS = {
     "keys and values exchanged": (other_cache(swap), FAMILIES),
     "layers in reverse": (other_cache(lambda cache: (cache.keys.reverse(), cache.values.reverse())),
                           FAMILIES),
-    "heads in reverse":
-    (other_cache(lambda cache: cache.keys.__setitem__(0, cache.keys[0].flip(1))), FAMILIES),
-    "tokens in reverse": (other_cache(lambda cache: [pair.__setitem__(0, pair[0].flip(2))
-                                                     for pair in (cache.keys, cache.values)]),
+    "heads in reverse": (other_cache(turn_heads), FAMILIES),
+    "tokens in reverse": (other_cache(turn_tokens),
                           ("deberta", "deberta with all", "mistral", "gemma2", "gemma3", "t5")),
     "no distance to the text": (no_distance, ("deberta", "deberta with all", "t5")),
-    "only the first layer": (other_cache(lambda cache: [
-        half.zero_() for pair in (cache.keys, cache.values) for half in pair[1:]]), FAMILIES),
+    "only the first layer": (other_cache(empty_later_layers), FAMILIES),
 }
 
 
