@@ -1,4 +1,4 @@
-"""What several test files share: the stored models, and the comparison that names the first layer that differs."""
+"""What test files share: the stored models, a comparison that names the first differing layer."""
 
 import copy
 import math
@@ -25,35 +25,39 @@ MODELS = Path(__file__).parent / "fixtures" / "models"    # written by reference
 
 # ---- how near is near
 #
-# Two ways to compute one number, as with and without padding, merged or not, in one process or two, are
-# compared in float64, where they differ by less than 1e-9 of the largest number however a processor orders its
-# sums: there a fault cannot hide behind rounding. In float32 the same is compared again, with a bound from the
-# arithmetic and not from what one machine happened to show:
-ROUNDED = 2.0**-23  # of the largest number: twice what a float64 loses when it is stored as float32
+# Two ways to compute one number, as with and without padding, merged or not, in one process or two,
+# are compared in float64, where they differ by less than 1e-9 of the largest number however a
+# processor orders its sums: there a fault cannot hide behind rounding. In float32 the same is
+# compared again, with a bound from the arithmetic and not from what one machine happened to show:
+# of the largest number: twice what a float64 loses when it is stored as float32
+ROUNDED = 2.0 ** -23
 
 
 def fp32(width, depth):
     """How far two float32 computations of one thing may lie apart, in parts of its largest number.
 
-    width: terms of the longest sum in a block; depth: blocks behind each other, embeddings and head counted.
+    width: terms of the longest sum in a block; depth: blocks behind each other, embeddings and head
+    counted.
 
-    A product of matrices adds `width` terms. Each addition rounds by up to 2**-24, up as often as down, so that
-    the sum is off by about sqrt(width) * 2**-24 of its size. A block has about four sums behind each other (what
-    attention compares, its mean, its output, the MLP), and both computations round: sqrt(2 * 4), which is 3. A
-    block hands on the error of the one before it, and the errors of `depth` blocks add up. Of thousands of
-    numbers the worst is 4 standard deviations out: 3 * 4 = 12. Faults are a thousand times larger, as the
-    known-wrong variants show.
+    A product of matrices adds `width` terms. Each addition rounds by up to 2**-24, up as often as
+    down, so that the sum is off by about sqrt(width) * 2**-24 of its size. A block has about four
+    sums behind each other (what attention compares, its mean, its output, the MLP), and both
+    computations round: sqrt(2 * 4), which is 3. A block hands on the error of the one before it,
+    and the errors of `depth` blocks add up. Of thousands of numbers the worst is 4 standard
+    deviations out: 3 * 4 = 12. Faults are a thousand times larger, as the known-wrong variants
+    show.
     """
     return 12 * 2.0 ** -24 * math.sqrt(width) * depth
 
 
 def shaken(model, answer, width):
-    """The same for a model that stretches errors, as trained and exaggerated ones do, in the answers' own unit.
+    """The same for a model that stretches errors, as trained ones do, in the answers' own unit.
 
-    A float32 sum of `width` products is the exact sum with each weight off by sqrt(width) * 2**-24 of itself. So the
-    weights of a float64 model are moved by 2**-24 of themselves, up or down at random, three times; how far
-    answer(model) moves, times sqrt(width), is what one float32 computation is off. Two of them: sqrt(2), and 3 for
-    what is rounded besides sums and for the worst of many numbers.
+    A float32 sum of `width` products is the exact sum with each weight off by sqrt(width) * 2**-24
+    of itself. So the weights of a float64 model are moved by 2**-24 of themselves, up or down at
+    random, three times; how far answer(model) moves, times sqrt(width), is what one float32
+    computation is off. Two of them: sqrt(2), and 3 for what is rounded besides sums and for the
+    worst of many numbers.
     """
     exact, moved = answer(model), 0.0
     draw = torch.Generator().manual_seed(0)
@@ -69,14 +73,14 @@ def shaken(model, answer, width):
 
 # ---- the same numbers in less time
 
-# The files that take longest. With `--dist loadfile` a file is not divided: one that begins last is waited for.
+# The slowest files. `--dist loadfile` divides no file: one that begins last is waited for.
 LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py",
            "test_flags.py", "test_exercises.py", "test_instruction.py", "test_commands.py",
            "test_peft_format.py", "test_classifier.py", "test_compare.py")
 
 
 def pytest_configure(config):
-    """xdist begins with the files of most tests, unless it is told to keep the order of the tests."""
+    """xdist begins with the files of most tests, unless told to keep the order of the tests."""
     config.option.loadscopereorder = False
 
 
@@ -101,8 +105,8 @@ def fit_weights(bag, x, transposed, y, penalty, real=BagOfWords.fit_weights):
 
 
 def run_baselines(*given, real=task.run_baselines):
-    """The baselines of a run. They take as long as a small model's training, and most tests of a file train on one data
-    set. A bag of words that a test asks for itself is fitted anew."""
+    """The baselines of a run. They take as long as a small model's training, and most tests of a
+    file train on one data set. A bag of words that a test asks for itself is fitted anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BagOfWords, "fit_weights", fit_weights)
         return real(*given)
@@ -122,7 +126,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def call(capsys):
-    """call(command, *arguments) -> exit code, stdout, stderr of that command as a process would give them."""
+    """call(command, *arguments) -> exit code, stdout, stderr, as of a process of that command."""
     def call(command, *given):
         with pytest.raises(SystemExit) as end:
             run(lambda: command.main(list(map(str, given))))
@@ -142,9 +146,9 @@ def refused(call, *parts) -> str:
 
 
 def trace(model, ids, mask, types=None):
-    """What a body computes, step by step: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden": (B, T, D)}."""
-    steps, modules = {}, {"embeddings": model.dropout
-                          } | {f"layer {i}": layer for i, layer in enumerate(model.layers)}
+    """A body's steps: {"embeddings": (N, D), "layer 0": (N, D), ..., "hidden": (B, T, D)}."""
+    steps, modules = {}, {"embeddings": model.dropout}
+    modules |= {f"layer {i}": layer for i, layer in enumerate(model.layers)}
 
     def keep(name):
         return lambda module, given, out: steps.update({name: out.detach()})
@@ -157,10 +161,10 @@ def trace(model, ids, mask, types=None):
 
 
 def first_difference(ours, reference, tolerance, relative=False):
-    """None, or which tensor of `reference`, in its order, is the first that `ours` has not, and by how much.
+    """None, or the first tensor of `reference`, in its order, that `ours` has not, and by how much.
 
-    tolerance: the largest difference of a number that passes; relative: in parts of the tensor's largest number (and of
-    1e-6 at least, for a gradient may be nothing but rounding).
+    tolerance: the largest difference of a number that passes; relative: in parts of the tensor's
+    largest number (and of 1e-6 at least, for a gradient may be nothing but rounding).
     """
     for name, expected in reference.items():
         if name not in ours:
@@ -176,10 +180,10 @@ def first_difference(ours, reference, tolerance, relative=False):
 
 
 def batch_of(texts, side="right", pad=0, width=None):
-    """Lists of ids -> ids, mask (B, T), padded on the "left" or "right" to `width` or the longest."""
+    """Lists of ids -> ids, mask (B, T), padded "left" or "right" to `width` or the longest."""
     width = width or max(map(len, texts))
-    ids, mask = torch.full((len(texts), width), pad), torch.zeros(len(texts), width,
-                                                                  dtype=torch.long)
+    ids = torch.full((len(texts), width), pad)
+    mask = torch.zeros(len(texts), width, dtype=torch.long)
     for row, text in enumerate(texts):
         place = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
         ids[row, place], mask[row, place] = torch.tensor(text), 1
@@ -187,20 +191,19 @@ def batch_of(texts, side="right", pad=0, width=None):
 
 
 def assert_padding_changes_nothing(name, states, texts, tolerance):
-    """The states of each text alone are those in a batch, however that is padded and whoever its mates are.
+    """The states of each text alone are those in a batch, whatever its padding and its mates.
 
-    states(texts, side, pad, width) -> [(T, D), ...], of the real tokens of each text. tolerance: in parts of the
-    largest number.
+    states(texts, side, pad, width) -> [(T, D), ...], of the real tokens of each text. tolerance: in
+    parts of the largest number.
     """
     alone = [states([text])[0] for text in texts]
     tolerance = tolerance * max(1.0, max(found.abs().max().item() for found in alone))
-    ways = {
-        "padded right": states(texts), "padded left": states(texts, "left"),
-        "padded far": states(texts, "left", width=60), "padded far right": states(texts, width=60),
-        "other ids in the padding": states(texts, pad=9),
-        "ids beyond the vocabulary in the padding": states(texts, pad=10**6),
-        "other mates": [states([text, texts[1][:3], text[::-1]], "left")[0] for text in texts]
-    }
+    ways = {"padded right": states(texts), "padded left": states(texts, "left"),
+            "padded far": states(texts, "left", width=60),
+            "padded far right": states(texts, width=60),
+            "other ids in the padding": states(texts, pad=9),
+            "ids beyond the vocabulary in the padding": states(texts, pad=10**6),
+            "other mates": [states([text, texts[1][:3], text[::-1]], "left")[0] for text in texts]}
     for way, found in ways.items():
         for number, (a, b) in enumerate(zip(alone, found)):
             apart = (a - b).abs().max()

@@ -1,7 +1,8 @@
-"""Do bottleneck adapters stand where the papers put them, start as nothing, learn alone and come out again?
+"""Do bottleneck adapters stand where the papers say, start as nothing, learn alone, come out?
 
-There is no second implementation at hand that puts them in the same places, so the reference is the formula, step by
-step, and a block of BERT written out with its adapters. Known-wrong variants must fail.
+There is no second implementation at hand that puts them in the same places, so the reference is the
+formula, step by step, and a block of BERT written out with its adapters. Known-wrong variants must
+fail.
 """
 import pytest
 import torch
@@ -25,25 +26,22 @@ from minillmclf.tuning.bottleneck import Bottleneck
 BERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=24, max_position_embeddings=16, type_vocab_size=2,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, intermediate_size=24, rms_norm_eps=1e-6, head_dim=8,
-             attention_dropout=0.0)
+LLAMA = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2,
+             num_attention_heads=2, num_key_value_heads=1,
+             intermediate_size=24, rms_norm_eps=1e-6, head_dim=8, attention_dropout=0.0)
 FAMILIES = {
     "bert": (Bert, BERT),
-    "deberta-v2": (Deberta, {
-        **BERT, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"],
-        "share_att_key": True, "position_buckets": 8, "position_biased_input": False
-    }),
-    "gpt2": (GPT2,
-             dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, embd_pdrop=0.0,
-                  resid_pdrop=0.0, attn_pdrop=0.0)),
+    "deberta-v2": (Deberta, {**BERT, "type_vocab_size": 0, "relative_attention": True,
+                             "pos_att_type": ["c2p", "p2c"], "share_att_key": True,
+                             "position_buckets": 8, "position_biased_input": False}),
+    "gpt2": (GPT2, dict(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16,
+                        embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)),
     "llama": (Llama, LLAMA),
     "gemma2": (Gemma2, {**LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 4}),
-    "t5": (T5,
-           dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
-                is_encoder_decoder=True, dropout_rate=0.0)),
+    "t5": (T5, dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
+                    is_encoder_decoder=True, dropout_rate=0.0)),
 }
-PLACES = {                        # how many in a model of two blocks; T5 has two blocks of each kind
+PLACES = {  # how many in a model of two blocks; T5 has two blocks of each kind
     ("houlsby", "t5"): 4 + 4 + 2, ("pfeiffer", "t5"): 4,
     **{("houlsby", family): 4 for family in FAMILIES if family != "t5"},
     **{("pfeiffer", family): 2 for family in FAMILIES if family != "t5"},
@@ -87,25 +85,25 @@ def test_identity_at_the_start_and_wrap_unwrap_inverse(place, family):
     before, names = model(*texts()).detach(), dict(model.named_parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     paths = adapter.wrap(model, place, 5)
-    assert len(paths) == PLACES[place, family] and all(
-        path.startswith("backbone.") for path in paths)
-    assert torch.equal(model(*texts()),
-                       before), "fresh adapters must leave the logits as they were, bit for bit"
+    assert (len(paths) == PLACES[place, family]
+            and all(path.startswith("backbone.") for path in paths))
+    assert torch.equal(model(*texts()), before), (
+        "fresh adapters must leave the logits as they were, bit for bit")
     trained = adapter.trainable_parameters(model)
     count = sum(p.numel() for p in trained.values())
     assert count == sum(p.numel() for p in model.parameters()) - total
     assert count == len(paths) * (2 * 16 * 5 + 5 + 16), "2 D size + size + D for each place"
     model(*texts()).square().sum().backward()
-    assert all(p.grad.abs().max() > 0 for path, p in trained.items()
-               if ".up." in path), "an adapter cannot learn"
-    assert all(model.get_submodule(path).base.weight.grad is None
-               for path in paths), "a wrapped layer learns"
-    assert (disturb(model)(*texts()) -
-            before).abs().max() > 1e-3, "the adapters are not in the path of the logits"
+    assert all(p.grad.abs().max() > 0 for path, p in trained.items() if ".up." in path), (
+        "an adapter cannot learn")
+    assert all(model.get_submodule(path).base.weight.grad is None for path in paths), (
+        "a wrapped layer learns")
+    assert (disturb(model)(*texts()) - before).abs().max() > 1e-3, (
+        "the adapters are not in the path of the logits")
     assert adapter.unwrap(model) == paths
     assert torch.equal(model(*texts()), before), "unwrap is not the inverse"
-    assert {name: id(p)
-            for name, p in model.named_parameters()} == {name: id(p) for name, p in names.items()}
+    assert {name: id(p) for name, p in model.named_parameters()} == {
+        name: id(p) for name, p in names.items()}
 
 
 def test_t5_cross_attention_counts_for_houlsby():
@@ -113,8 +111,7 @@ def test_t5_cross_attention_counts_for_houlsby():
     assert [path for path in paths if ".1." in path] == [
         "backbone.encoder.layers.1.attention.o_proj", "backbone.encoder.layers.1.down_proj",
         *(f"backbone.decoder.layers.1.{leaf}"
-          for leaf in ("attention.o_proj", "down_proj", "cross_attention.o_proj"))
-    ]
+          for leaf in ("attention.o_proj", "down_proj", "cross_attention.o_proj"))]
 
 
 def test_first_values():
@@ -123,29 +120,26 @@ def test_first_values():
     layer = model["down_proj"]
     assert layer.down.weight.shape == (50, 400) and layer.up.weight.shape == (400, 50)
     assert abs(layer.down.weight.std() - 0.01) < 2e-4 and abs(layer.down.weight.mean()) < 2e-4
-    assert not any(
-        p.any()
-        for p in (layer.down.bias, layer.up.weight, layer.up.bias)), "up and biases start at zero"
+    assert not any(p.any() for p in (layer.down.bias, layer.up.weight, layer.up.bias)), (
+        "up and biases start at zero")
 
 
 def test_the_seed_decides():
     def first(seed):
         model = Whole("bert")
         adapter.wrap(model, "houlsby", 4, seed=seed)
-        return {
-            path: p for path, p in adapter.trainable_parameters(model).items()
-            if path.endswith("down.weight")
-        }
+        return {path: p for path, p in adapter.trainable_parameters(model).items()
+                if path.endswith("down.weight")}
     a, b, c = first(0), first(0), first(1)
     assert all(torch.equal(a[path], b[path]) and not torch.equal(a[path], c[path]) for path in a)
-    assert len({tuple(tensor.flatten().tolist())
-                for tensor in a.values()}) == len(a), "two places start alike"
+    assert len({tuple(tensor.flatten().tolist()) for tensor in a.values()}) == len(a), (
+        "two places start alike")
 
 
-# ------------------------------------------------------------------------------------------------ the formula, the place
+# --------------------------------------------------------------------------- the formula, the place
 
 def by_hand(model, place, ids, mask):
-    """The body of a BERT with adapters, written out: behind the linear layer, before the residual sum."""
+    """A BERT's body written out: adapters behind the linear layer, before the residual sum."""
     body, rows = model.backbone, Rows(mask)
     x = body.embed(ids, rows, None)                                  # (N, D)
 
@@ -182,8 +176,8 @@ def test_the_papers_place_and_formula(place):
 WRONG = {
     "no residual of its own": lambda self, x: self.up(self.activation(self.down(self.base(x)))),
     "no activation": lambda self, x: (y := self.base(x)) + self.up(self.down(y)),
-    "activation after up": lambda self, x:
-    (y := self.base(x)) + self.activation(self.up(self.down(y))),
+    "activation after up": lambda self, x: (
+        (y := self.base(x)) + self.activation(self.up(self.down(y)))),
     "no adapter at all": lambda self, x: self.base(x),
 }
 
@@ -194,7 +188,7 @@ def test_known_wrong_variants_fail(name, monkeypatch):
     assert difference() > 1e-3, f"{name}: the tests do not see it"
 
 
-# ------------------------------------------------------------------------------------------------ training
+# --------------------------------------------------------------------------- training
 
 @pytest.mark.parametrize("norms", [False, True])
 def test_steps_change_every_adapter_and_nothing_else(norms):
@@ -221,8 +215,8 @@ def test_steps_change_every_adapter_and_nothing_else(norms):
 def test_norms_are_those_of_the_body():
     body = Bert.from_config(BERT, lm_head=True)
     adapter.wrap(body, "pfeiffer", 2)
-    norms = set(adapter.trainable_parameters(body, norms=True)) - set(
-        adapter.trainable_parameters(body))
+    norms = set(adapter.trainable_parameters(body, norms=True))
+    norms -= set(adapter.trainable_parameters(body))
     assert len(norms) == 2 * (1 + 2 * 2) and not any("lm_head" in name for name in norms)
 
 
@@ -232,7 +226,8 @@ def test_half_precision_and_the_meta_device():
     before = linear["down_proj"](x)
     adapter.wrap(linear, "pfeiffer", 2)
     layer = linear["down_proj"]
-    assert layer.down.weight.dtype == torch.float32 and layer.base.weight.dtype == torch.bfloat16 and not layer.training
+    assert (layer.down.weight.dtype == torch.float32 and layer.base.weight.dtype == torch.bfloat16
+            and not layer.training)
     assert layer(x).dtype == torch.bfloat16 and torch.equal(layer(x), before)
     with torch.device("meta"):
         model = Bert.from_config(BERT)
@@ -240,17 +235,17 @@ def test_half_precision_and_the_meta_device():
     assert all(parameter.is_meta for parameter in adapter.trainable_parameters(model).values())
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# --------------------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("change, says", [
-    (dict(place="lora"), "houlsby, pfeiffer"), (dict(size=0), "size 0"), (dict(size=2.0), "size 2.0"),
-])
+    (dict(place="lora"), "houlsby, pfeiffer"), (dict(size=0), "size 0"),
+    (dict(size=2.0), "size 2.0")])
 def test_errors_come_before_any_change(change, says):
     model = Whole("bert")
     with pytest.raises(InputError, match=says) as error:
         adapter.wrap(model, **{"place": "houlsby", "size": 4} | change)
-    assert "\n" not in str(
-        error.value) and not any(isinstance(m, Bottleneck) for m in model.modules())
+    assert ("\n" not in str(error.value)
+            and not any(isinstance(m, Bottleneck) for m in model.modules()))
 
 
 def test_wrappers_do_not_stack_silently():

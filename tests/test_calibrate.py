@@ -1,4 +1,4 @@
-"""Calibration: hand-computed cases, what each method promises of the rows it was fitted to, and what it refuses."""
+"""Calibration: cases by hand, what a method promises of the rows it was fitted to, refusals."""
 import json
 import math
 
@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillmclf.classify.calibrate import CONTENT_FREE, Calibration, fit_batch, fit_contextual, fit_temperature
+from minillmclf.classify.calibrate import (CONTENT_FREE, Calibration, fit_batch, fit_contextual,
+                                           fit_temperature)
 from minillmclf.errors import InputError
 from minillmclf.training.metrics import evaluate
 
 LOG = math.log
-HALVES = torch.tensor([[0.9, 0.1], [0.5, 0.5]],
-                      dtype=torch.float64).log()  # mean of the probabilities 0.7, 0.3
+# mean of the probabilities 0.7, 0.3
+HALVES = torch.tensor([[0.9, 0.1], [0.5, 0.5]], dtype=torch.float64).log()
 
 
 def synthetic(rows=400, classes=4, sharper=1.0, seed=0):
@@ -30,10 +31,8 @@ def log_loss(scores, labels, t=1.0):
 def compare(scores, labels, names, calibrations):
     """{"as they are": metrics, name: metrics, ...} of the scores after each calibration."""
     ways = {"as they are": Calibration([0.0] * scores.shape[1]), **calibrations}
-    return {
-        way: evaluate(c(scores).double().softmax(1).numpy(), labels.numpy(), list(names))
-        for way, c in ways.items()
-    }
+    return {way: evaluate(c(scores).double().softmax(1).numpy(), labels.numpy(), list(names))
+            for way, c in ways.items()}
 
 
 # ---- bias ----
@@ -50,8 +49,8 @@ def test_a_text_without_content_comes_out_uniform():
     assert CONTENT_FREE == ("N/A", "", "[MASK]")
     for scores in ([[3.0, -1.0, 0.5]], [[-700.0, -20.0, -21.0]], [[1e4, -1e4, 0.0]]):
         scores = torch.tensor(scores, dtype=torch.float64)
-        assert fit_contextual(scores)(scores).softmax(1)[0].tolist() == pytest.approx([1 / 3] * 3,
-                                                                                      abs=1e-12)
+        assert fit_contextual(scores)(scores).softmax(1)[0].tolist() == pytest.approx(
+            [1 / 3] * 3, abs=1e-12)
 
 
 def test_contextual_is_the_diagonal_matrix_of_the_paper():
@@ -64,10 +63,10 @@ def test_contextual_is_the_diagonal_matrix_of_the_paper():
 
 def test_after_batch_calibration_no_class_is_preferred_on_the_batch():
     scores = synthetic(200, seed=3)[0] + torch.tensor([4.0, 0, 0, -3])
-    calibrated = fit_batch(scores)(scores -
-                                   scores.logsumexp(1, keepdim=True))  # log (p(y|x) / mean p(y))
-    assert calibrated.exp().mean(0).tolist() == pytest.approx(
-        [1] * 4), "the mean of p(y|x) / exp(bias) should be 1"
+    # log (p(y|x) / mean p(y))
+    calibrated = fit_batch(scores)(scores - scores.logsumexp(1, keepdim=True))
+    assert calibrated.exp().mean(0).tolist() == pytest.approx([1] * 4), (
+        "the mean of p(y|x) / exp(bias) should be 1")
 
 
 def test_batch_calibration_mends_answers_that_a_prompt_has_biased():
@@ -94,12 +93,12 @@ def summed_before_normalising(scores):
 def test_a_wrong_bias_is_told_from_the_right_one(wrong):
     scores = synthetic(50, seed=5)[0] + torch.linspace(-3, 3, 50, dtype=torch.float64)[:, None]
     right, other = torch.tensor(fit_batch(scores).bias), wrong(scores)
-    assert (right.softmax(0) -
-            other.softmax(0)).abs().max() > 0.02, "these rows cannot tell the two apart"
+    assert (right.softmax(0) - other.softmax(0)).abs().max() > 0.02, (
+        "these rows cannot tell the two apart")
     logp, other = scores.log_softmax(1), other - other.logsumexp(0) + right.logsumexp(0)
     assert ((logp - right).exp().mean(0) - 1).abs().max() < 1e-6
-    assert ((logp - other).exp().mean(0) -
-            1).abs().max() > 0.05, "a wrong bias keeps batch calibration's promise"
+    assert ((logp - other).exp().mean(0) - 1).abs().max() > 0.05, (
+        "a wrong bias keeps batch calibration's promise")
 
 
 # ---- temperature ----
@@ -121,17 +120,18 @@ def test_the_slope_at_the_temperature_is_nothing_and_a_fine_grid_finds_no_better
     assert abs(sharpness.grad) < 1e-9 * scores.abs().mean()
     grid = torch.logspace(-2, 2, 4001, dtype=torch.float64).tolist()       # steps of 0.23 percent
     best = min(grid, key=lambda other: log_loss(scores, labels, other))
-    assert t == pytest.approx(best, rel=2e-3) and log_loss(scores, labels, t) <= log_loss(
-        scores, labels, best)
+    assert (t == pytest.approx(best, rel=2e-3)
+            and log_loss(scores, labels, t) <= log_loss(scores, labels, best))
     assert t == pytest.approx(sharper, rel=0.2), "the labels were drawn at this temperature"
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.integers(-50, 50), min_size=3, max_size=3), st.integers(0, 2)), min_size=1,
-                max_size=8), st.sampled_from([0.01, 1.0, 200.0]))
+@given(st.lists(st.tuples(st.lists(st.integers(-50, 50), min_size=3, max_size=3),
+                          st.integers(0, 2)), min_size=1, max_size=8),
+       st.sampled_from([0.01, 1.0, 200.0]))
 def test_no_temperature_harms_the_rows_it_was_fitted_to_or_changes_an_answer(rows, unit):
-    scores, labels = torch.tensor([row for row, _ in rows
-                                   ]).double() * unit, torch.tensor([label for _, label in rows])
+    scores = torch.tensor([row for row, _ in rows]).double() * unit
+    labels = torch.tensor([label for _, label in rows])
     found = fit_temperature(scores, labels)
     assert 0.00999 < found.temperature < 100.001
     assert log_loss(scores, labels, found.temperature) <= log_loss(scores, labels) + 1e-12
@@ -142,16 +142,14 @@ def test_no_temperature_harms_the_rows_it_was_fitted_to_or_changes_an_answer(row
 def test_where_no_temperature_is_best_the_search_ends_at_its_bounds():
     scores = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5]])
     for unit in (1, 4):  # 4: long before 1/100 the loss is less than float64 can hold
-        assert fit_temperature(unit * scores, [
-            0, 1, 2
-        ]).temperature == pytest.approx(0.01), "all right: sharper is better"
-    assert fit_temperature(scores,
-                           [1, 2, 0
-                            ]).temperature == pytest.approx(100), "all wrong: flatter is better"
-    assert fit_temperature(torch.full((4, 3), -7.0),
-                           [0, 1, 2, 0]).temperature == 1, "even scores stay as they are"
-    assert fit_temperature(scores * 1e4,
-                           [0, 1, 2]).temperature == 1, "a loss of 0 cannot become less"
+        assert fit_temperature(unit * scores, [0, 1, 2]).temperature == pytest.approx(0.01), (
+            "all right: sharper is better")
+    assert fit_temperature(scores, [1, 2, 0]).temperature == pytest.approx(100), (
+        "all wrong: flatter is better")
+    assert fit_temperature(torch.full((4, 3), -7.0), [0, 1, 2, 0]).temperature == 1, (
+        "even scores stay as they are")
+    assert fit_temperature(scores * 1e4, [0, 1, 2]).temperature == 1, (
+        "a loss of 0 cannot become less")
 
 
 def test_overconfident_scores_get_a_better_log_loss_and_ece():
@@ -159,12 +157,12 @@ def test_overconfident_scores_get_a_better_log_loss_and_ece():
     found = compare(*test, ["a", "b", "c", "d"], {"temperature": fit_temperature(*dev)})
     before, after = found["as they are"], found["temperature"]
     assert list(found) == ["as they are", "temperature"]
-    assert before["log_loss"] == pytest.approx(log_loss(*test),
-                                               abs=1e-6), "the first line should change nothing"
+    assert before["log_loss"] == pytest.approx(log_loss(*test), abs=1e-6), (
+        "the first line should change nothing")
     assert after["log_loss"] < 0.7 * before["log_loss"] and after["ece"] < 0.5 * before["ece"]
     assert after["accuracy"] == before["accuracy"] and after["f1"] == before["f1"]
-    hotter = Calibration([0.0] * 4,
-                         1 / fit_temperature(*dev).temperature)  # multiplied in place of divided
+    # multiplied in place of divided
+    hotter = Calibration([0.0] * 4, 1 / fit_temperature(*dev).temperature)
     assert compare(*test, "abcd", {"wrong": hotter})["wrong"]["log_loss"] > before["log_loss"]
 
 
@@ -180,10 +178,8 @@ def test_bias_first_then_temperature():
 
 # ---- all of them ----
 
-FITS = {
-    "contextual": lambda scores, labels: fit_contextual(scores),
-    "batch": lambda scores, labels: fit_batch(scores), "temperature": fit_temperature
-}
+FITS = {"contextual": lambda scores, labels: fit_contextual(scores),
+        "batch": lambda scores, labels: fit_batch(scores), "temperature": fit_temperature}
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -204,8 +200,8 @@ def test_a_constant_added_to_a_row_changes_nothing_and_classes_may_trade_places(
 
 @pytest.mark.parametrize("name", FITS)
 def test_extreme_scores_give_finite_numbers(name):
-    scores = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [-1e4, -1e4, -1e4], [3e4, 3e4,
-                                                                                    -1e4]])
+    scores = torch.tensor(
+        [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [-1e4, -1e4, -1e4], [3e4, 3e4, -1e4]])
     found = FITS[name](scores, torch.tensor([1, 1, 2, 0]))
     assert all(map(math.isfinite, [*found.bias, found.temperature]))
     assert found(scores).softmax(1).sum(1).tolist() == pytest.approx([1] * 4)
@@ -214,24 +210,22 @@ def test_extreme_scores_give_finite_numbers(name):
 def test_dtype_is_kept_and_half_precision_is_rounded_only_once():
     calibration = Calibration([-0.3, -1.2], 1.7)
     scores = torch.tensor([[-20.125, -22.5], [3.0, 0.25]], dtype=torch.float64)  # whole in bfloat16
-    exact = torch.tensor([[(-20.125 + 0.3) / 1.7,
-                           (-22.5 + 1.2) / 1.7], [(3 + 0.3) / 1.7, (0.25 + 1.2) / 1.7]],
-                         dtype=torch.float64)
+    exact = torch.tensor(
+        [[(-20.125 + 0.3) / 1.7, (-22.5 + 1.2) / 1.7], [(3 + 0.3) / 1.7, (0.25 + 1.2) / 1.7]],
+        dtype=torch.float64)
     assert torch.allclose(calibration(scores), exact, atol=1e-15, rtol=0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         found = calibration(scores.to(dtype))
-        assert found.dtype == dtype and torch.equal(
-            found, exact.to(dtype)), f"{dtype} is rounded more than once"
+        assert found.dtype == dtype and torch.equal(found, exact.to(dtype)), (
+            f"{dtype} is rounded more than once")
 
 
 @pytest.mark.parametrize("bad", [-math.inf, math.inf, math.nan])
 def test_scores_that_are_not_finite_are_refused_by_their_row(bad):
     scores = torch.zeros(4, 3)
     scores[2, 1] = bad
-    calls = [
-        lambda: fit_contextual(scores), lambda: fit_batch(scores),
-        lambda: fit_temperature(scores, [0] * 4), lambda: Calibration([0.0] * 3)(scores)
-    ]
+    calls = [lambda: fit_contextual(scores), lambda: fit_batch(scores),
+             lambda: fit_temperature(scores, [0] * 4), lambda: Calibration([0.0] * 3)(scores)]
     for call in calls:
         with pytest.raises(InputError, match=r"row 2 \(from 0\) is \[0.0, -?(inf|nan), 0.0\]"):
             call()
@@ -249,7 +243,8 @@ def test_scores_that_are_not_finite_are_refused_by_their_row(bad):
     (lambda: fit_temperature(torch.zeros(2, 3), [-100, 0]), r"row 0 \(from 0\) has class -100"),
     (lambda: fit_temperature(torch.zeros(2, 3), [0.0, 1.0]), "2 class numbers"),
     (lambda: Calibration([0.0])(torch.zeros(2, 3)), "3 classes, but a calibration for 1"),
-    (lambda: Calibration([0.0] * 2, 0.01)(torch.full((2, 2), 1e3).half()), "calibrated scores: row 0.*float32"),
+    (lambda: Calibration([0.0] * 2, 0.01)(torch.full((2, 2), 1e3).half()),
+     "calibrated scores: row 0.*float32"),
 ])
 def test_what_cannot_be_calibrated_is_refused(call, said):
     with pytest.raises(InputError, match=said) as caught:
@@ -264,8 +259,8 @@ def test_through_json_and_back():
 
 
 @pytest.mark.parametrize("d, said", [
-    (None, "keys bias and temperature"), ([0, 1], "keys bias and temperature"), ({}, "keys bias and temperature"),
-    ({"bias": [0, 0]}, "keys bias and temperature"),
+    (None, "keys bias and temperature"), ([0, 1], "keys bias and temperature"),
+    ({}, "keys bias and temperature"), ({"bias": [0, 0]}, "keys bias and temperature"),
     ({"bias": [0, 0], "temperature": 1, "scale": 2}, "no other, not .*scale"),
     ({"bias": [0, 0, 0], "temperature": 1}, "2 finite numbers"),
     ({"bias": "00", "temperature": 1}, "2 finite numbers"),
@@ -284,5 +279,5 @@ def test_through_json_and_back():
 def test_a_malformed_record_is_refused(d, said):
     with pytest.raises(InputError, match=said) as caught:
         Calibration.from_dict(d, 2, "model/config.json calibration")
-    assert str(caught.value).startswith("model/config.json calibration") and "\n" not in str(
-        caught.value)
+    assert (str(caught.value).startswith("model/config.json calibration")
+            and "\n" not in str(caught.value))

@@ -1,8 +1,9 @@
-"""Is DeBERTa what transformers says it is, layer by layer, and would the tests notice if it were not?
+"""Is DeBERTa what transformers says it is, layer by layer, and would the tests notice if not?
 
-As test_models.py: two stored models with exaggerated weights (reference/make_deberta.py), one wired as v3 and one
-otherwise wherever the family allows it; transformers itself on random configurations; known-wrong variants; and what
-needs no reference. All batches are ragged, with texts longer than the table of offsets.
+As test_models.py: two stored models with exaggerated weights (reference/make_deberta.py), one wired
+as v3 and one otherwise wherever the family allows it; transformers itself on random configurations;
+known-wrong variants; and what needs no reference. All batches are ragged, with texts longer than
+the table of offsets.
 """
 
 import functools
@@ -42,7 +43,7 @@ TINY = dict(model_type="deberta-v2", vocab_size=30, hidden_size=8, num_hidden_la
             share_att_key=True, pos_att_type=["c2p", "p2c"], position_biased_input=False)
 
 
-# ------------------------------------------------------------------------------------------------ parity
+# ---------------------------------------------------------------------------- parity
 
 load = load_without_tokenizer
 
@@ -65,11 +66,13 @@ def transformers():
 
 
 def parity(name, stored, dtype=torch.float32, tolerance=FP32):
-    """None, or the first step of the stored model `name` that differs by more than these parts of its largest number."""
+    """None, or the first step of the stored model `name` that differs.
+
+    By more than these parts of its largest number, that is."""
     steps, gradients = split(in_dtype(stored[name], dtype))
     ours = compute(MODELS / name, stored[name], dtype)
-    return first_difference(ours, steps, tolerance, relative=True) or first_difference(
-        ours, gradients, 1e-4, relative=True)
+    return (first_difference(ours, steps, tolerance, relative=True)
+            or first_difference(ours, gradients, 1e-4, relative=True))
 
 
 # In float64 transformers still takes one root in float32.
@@ -83,15 +86,14 @@ def test_every_step_is_that_of_transformers(name, stored, dtype, tolerance):
 def test_the_stored_batches_show_what_could_be_wrong(stored):
     for name, batch in stored.items():
         lengths, (model, body) = batch["mask"].sum(1), load(MODELS / name)
-        assert len(set(
-            lengths.tolist())) >= 3, f"{name}: padding could be wrong unseen, lengths are {lengths}"
-        assert lengths.max(
-        ) > body.max_distance > body.buckets, f"{name}: no text is longer than the table of offsets"
+        assert len(set(lengths.tolist())) >= 3, (
+            f"{name}: padding could be wrong unseen, lengths are {lengths}")
+        assert lengths.max() > body.max_distance > body.buckets, (
+            f"{name}: no text is longer than the table of offsets")
         assert batch["types"].any(), f"{name}: without pairs, ignored token types would not show"
-        for norm in (module for module in model.modules()
-                     if isinstance(module, torch.nn.LayerNorm)):
-            assert (norm.weight -
-                    1).abs().mean() > 0.1, f"{name}: weights of 1 hide a norm that is left out"
+        for norm in [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]:
+            assert (norm.weight - 1).abs().mean() > 0.1, (
+                f"{name}: weights of 1 hide a norm that is left out")
             assert norm.bias.abs().mean() > 0.1, f"{name}: biases of 0 hide a bias that is left out"
         gradients = " ".join(split(batch)[1])
         for part in ("rel_embeddings", "query_proj", "key_proj", "value_proj", "word_embeddings"):
@@ -101,34 +103,32 @@ def test_the_stored_batches_show_what_could_be_wrong(stored):
 @st.composite
 def numbers(draw):
     """A random configuration, as keyword arguments of transformers' DebertaV2Config."""
-    heads, buckets = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([-1, 0, 2, 3, 4, 7,
-                                                                             10]))
-    terms = draw(
-        st.sampled_from([[], ["c2p"], ["p2c"], ["c2p", "p2c"], "p2c|c2p", "C2P | p2c", "p2c",
-                         None]))
-    return dict(vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads, pos_att_type=terms,
-                hidden_size=heads * draw(st.integers(2, 9)),
-                num_hidden_layers=draw(st.integers(1,
-                                                   2)), intermediate_size=draw(st.integers(3, 40)),
-                hidden_act=draw(st.sampled_from(["gelu", "relu", "gelu_new"])),
-                type_vocab_size=draw(st.integers(0, 2)),
-                layer_norm_eps=draw(st.sampled_from([1e-7, 1e-5, 1e-2])),
-                max_position_embeddings=draw(st.integers(24, 30)), relative_attention=True,
-                position_buckets=buckets,
-                max_relative_positions=draw(st.sampled_from([-1, 0, 8, 13,
-                                                             60])), legacy=draw(st.booleans()),
-                norm_rel_ebd=draw(st.sampled_from(["none", "layer_norm"])),
-                share_att_key=draw(st.booleans()), position_biased_input=draw(st.booleans()),
-                pooler_hidden_act=draw(st.sampled_from(["gelu", "relu"])))
+    heads = draw(st.sampled_from([1, 2, 3]))
+    buckets = draw(st.sampled_from([-1, 0, 2, 3, 4, 7, 10]))
+    terms = draw(st.sampled_from(
+        [[], ["c2p"], ["p2c"], ["c2p", "p2c"], "p2c|c2p", "C2P | p2c", "p2c", None]))
+    return dict(
+        vocab_size=draw(st.integers(20, 40)), num_attention_heads=heads, pos_att_type=terms,
+        hidden_size=heads * draw(st.integers(2, 9)), num_hidden_layers=draw(st.integers(1, 2)),
+        intermediate_size=draw(st.integers(3, 40)),
+        hidden_act=draw(st.sampled_from(["gelu", "relu", "gelu_new"])),
+        type_vocab_size=draw(st.integers(0, 2)),
+        layer_norm_eps=draw(st.sampled_from([1e-7, 1e-5, 1e-2])),
+        max_position_embeddings=draw(st.integers(24, 30)), relative_attention=True,
+        position_buckets=buckets, max_relative_positions=draw(st.sampled_from([-1, 0, 8, 13, 60])),
+        legacy=draw(st.booleans()), norm_rel_ebd=draw(st.sampled_from(["none", "layer_norm"])),
+        share_att_key=draw(st.booleans()), position_biased_input=draw(st.booleans()),
+        pooler_hidden_act=draw(st.sampled_from(["gelu", "relu"])))
 
 
-@given(drawn=numbers(), lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4), classify=st.booleans(),
-       seed=st.integers(0, 2**31))
+@given(drawn=numbers(), lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4),
+       classify=st.booleans(), seed=st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_random_models_are_those_of_transformers(transformers, drawn, lengths, classify, seed):
     from reference import make_deberta, make_fixtures
     with may_refuse():
-        kind = transformers.DebertaV2ForSequenceClassification if classify else transformers.DebertaV2ForMaskedLM
+        kind = (transformers.DebertaV2ForSequenceClassification if classify
+                else transformers.DebertaV2ForMaskedLM)
         model = make_fixtures.exaggerate(kind(transformers.DebertaV2Config(**drawn)), seed)
     ids, mask, types = make_deberta.random_batch(model.config, seed, lengths)
     labels = torch.arange(len(ids)) % 2 if classify else make_fixtures.masked_labels(ids, mask)
@@ -142,13 +142,13 @@ def test_random_models_are_those_of_transformers(transformers, drawn, lengths, c
     with may_refuse():
         expected = make_deberta.run(model, **batch)
     steps, gradients = split(expected)
-    found = first_difference(ours, steps, fp32(1, 4),
-                             relative=True)  # transformers takes a root in float32
+    # transformers takes a root in float32
+    found = first_difference(ours, steps, fp32(1, 4), relative=True)
     found = found or first_difference(ours, gradients, 1e-4, relative=True)
     assert found is None, f"{drawn}: {found}"
 
 
-# ------------------------------------------------------------------------------------------------ would it be noticed?
+# ---------------------------------------------------------------------------- would it be noticed?
 
 def scaled_by_the_content_alone(patch):
     def wrong(q, k, v, positions, *rest):
@@ -199,15 +199,15 @@ def last_bucket_one_too_far(patch):
 
 
 def far_offsets_wrap_around(patch):
-    patch.setattr(deberta, "table_rows", lambda offset, buckets, most:
-                  (offset + most).remainder(2 * most))
+    patch.setattr(deberta, "table_rows",
+                  lambda offset, buckets, most: (offset + most).remainder(2 * most))
 
 
 def padding_counts_as_distance(patch):
     def wrong(self):
         places = torch.arange(self.mask.shape[1])
-        return (2 * (places[:, None] - places)).clamp(1 - self.lengths.max(),
-                                                      self.lengths.max() - 1).unsqueeze(0)
+        most = self.lengths.max() - 1
+        return (2 * (places[:, None] - places)).clamp(-most, most).unsqueeze(0)
     patch.setattr(Rows, "distance", wrong)
 
 
@@ -278,20 +278,21 @@ WRONG = [
     (absolute_positions_left_in, CLASSIFIER, "embeddings"),
     (absolute_positions_left_out, MASKED_LM, "embeddings"),
     (types_ignored, MASKED_LM, "embeddings"), *((other_eps, name, "embeddings") for name in STORED),
-    (tanh_pooler, CLASSIFIER, "logits"), (lm_with_another_activation, MASKED_LM, "logits")
-]
+    (tanh_pooler, CLASSIFIER, "logits"), (lm_with_another_activation, MASKED_LM, "logits")]
 
 
-@pytest.mark.parametrize("wrong, name, step", [pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
+@pytest.mark.parametrize("wrong, name, step", [
+    pytest.param(*w, id=f"{w[0].__name__}-{w[1]}") for w in WRONG])
 def test_known_wrong_variants_fail_at_their_layer(wrong, name, step, stored, monkeypatch):
     wrong(monkeypatch)
     found = parity(name, stored)
-    assert found is not None, f"{wrong.__name__} is not noticed: the stored {name} cannot tell it from the right model"
-    assert found.startswith(
-        step + " differs"), f"{wrong.__name__} should be seen first at {step}, but {found}"
+    assert found is not None, (
+        f"{wrong.__name__} is not noticed: the stored {name} cannot tell it from the right model")
+    assert found.startswith(step + " differs"), (
+        f"{wrong.__name__} should be seen first at {step}, but {found}")
 
 
-# ------------------------------------------------------------------------------------------------ attention and offsets
+# ---------------------------------------------------------------------------- attention and offsets
 
 def disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, buckets, most):
     """What `disentangled_attention` computes, pair by pair of places (no dropout).
@@ -299,8 +300,8 @@ def disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, bucke
     table_k, table_q: (2 * span, H*d), keys and queries of the whole table, or None.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))                          # (N, H, d)
-    tables = [None if x is None else x.unflatten(-1, (heads, -1))
-              for x in (table_k, table_q)]  # (2 * span, H, d)
+    # (2 * span, H, d)
+    tables = [None if x is None else x.unflatten(-1, (heads, -1)) for x in (table_k, table_q)]
     seen, begin = [], 0
     for length in rows.lengths.tolist():
         row, begin = range(begin, begin + length), begin + length  # the places of a text's tokens
@@ -319,8 +320,9 @@ def disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, bucke
     return torch.stack(seen)                                                             # (N, H*d)
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), side=st.sampled_from(["left", "right"]),
-       heads=st.sampled_from([1, 2, 4]), buckets=st.sampled_from([0, 2, 4, 5]), most=st.sampled_from([4, 6, 20]),
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+       side=st.sampled_from(["left", "right"]), heads=st.sampled_from([1, 2, 4]),
+       buckets=st.sampled_from([0, 2, 4, 5]), most=st.sampled_from([4, 6, 20]),
        terms=st.sampled_from(["", "c2p", "p2c", "c2p|p2c"]), seed=st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_the_fast_attention_is_that_by_hand(lengths, side, heads, buckets, most, terms, seed):
@@ -328,32 +330,32 @@ def test_the_fast_attention_is_that_by_hand(lengths, side, heads, buckets, most,
     rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
     q, k, v = torch.randn(3, sum(lengths), 8, generator=draw, dtype=torch.float64) * 3
     tables = torch.randn(2, 2 * (buckets or most), 8, generator=draw, dtype=torch.float64) * 3
-    table_k, table_q = (table if term in terms else None
-                        for term, table in zip(("c2p", "p2c"), tables))
+    table_k, table_q = (
+        table if term in terms else None for term, table in zip(("c2p", "p2c"), tables))
     slow = disentangled_attention_by_hand(q, k, v, table_k, table_q, rows, heads, buckets, most)
-    all_rows = table_rows(rows.distance(), buckets,
-                          most)  # the whole table is projected, every row of it
-    q, k, v, table_k, table_q = (x if x is None else x.unflatten(1, (heads, -1))
-                                 for x in (q, k, v, table_k, table_q))
+    # the whole table is projected, every row of it
+    all_rows = table_rows(rows.distance(), buckets, most)
+    q, k, v, table_k, table_q = (
+        x if x is None else x.unflatten(1, (heads, -1)) for x in (q, k, v, table_k, table_q))
     fast = disentangled_attention(q, k, v, (table_k, table_q), all_rows, rows, 0.0)
-    assert (fast - slow).abs().max(
-    ) <= 1e-12, "the fast attention is not the one that the explicit steps define"
+    assert (fast - slow).abs().max() <= 1e-12, (
+        "the fast attention is not the one that the explicit steps define")
 
 
 @pytest.mark.parametrize("buckets, most", [(4, 12), (0, 12), (4, 40), (256, 512)])
 def test_only_the_offsets_in_use_are_projected_and_they_are_the_right_ones(buckets, most):
     model = Deberta.from_config(
         TINY | {"position_buckets": buckets or -1, "max_relative_positions": most})
-    for lengths, side in (([1], "right"), ([3, 9, 1], "left"), ([30, 2], "right"), ([5,
-                                                                                     5], "right")):
+    for lengths, side in (
+            ([1], "right"), ([3, 9, 1], "left"), ([30, 2], "right"), ([5, 5], "right")):
         rows = Rows(batch_of([[1] * length for length in lengths], side, 0)[1])
         table, column = model.offsets(rows)
-        assert len(table) <= min(2 * max(lengths) - 1,
-                                 2 * (buckets or most)), "more is projected than is used"
-        whole = model.rel_norm(model.rel_embeddings.weight)[table_rows(
-            rows.distance(), buckets, most)]
-        assert (table[column] -
-                whole).abs().max() <= 1e-6, f"a pair has the vector of another offset: {lengths}"
+        assert len(table) <= min(2 * max(lengths) - 1, 2 * (buckets or most)), (
+            "more is projected than is used")
+        whole = model.rel_norm(model.rel_embeddings.weight)
+        whole = whole[table_rows(rows.distance(), buckets, most)]
+        assert (table[column] - whole).abs().max() <= 1e-6, (
+            f"a pair has the vector of another offset: {lengths}")
 
 
 def test_log_buckets_are_their_formula():
@@ -361,20 +363,18 @@ def test_log_buckets_are_their_formula():
         middle = buckets // 2
         if abs(n) <= middle:
             return n
-        return int(
-            math.copysign(
-                math.ceil(math.log(abs(n) / middle) / math.log(
-                    (most - 1) / middle) * (middle - 1)) + middle, n))
+        share = math.log(abs(n) / middle) / math.log((most - 1) / middle)
+        return int(math.copysign(math.ceil(share * (middle - 1)) + middle, n))
     for buckets, most in ((256, 512), (8, 20), (32, 128)):
         offsets = torch.arange(-1500, 1501)
         found = log_buckets(offsets, buckets, most)
         assert found.tolist() == [by_hand(n, buckets, most) for n in offsets.tolist()]
         assert torch.equal(found, -found.flip(0)), "left and right are not alike"
         assert (found.diff() >= 0).all(), "a farther token is in a nearer bucket"
-    assert log_buckets(torch.tensor([0, 1, -128, 129, 511, 512]), 256,
-                       512).tolist() == [0, 1, -128, 129, 255, 256]
-    assert table_rows(torch.tensor([-900, -512, -511, 0, 511, 900]), 256,
-                      512).tolist() == [0, 0, 1, 256, 511, 511]
+    assert log_buckets(torch.tensor([0, 1, -128, 129, 511, 512]), 256, 512).tolist() == [
+        0, 1, -128, 129, 255, 256]
+    assert table_rows(torch.tensor([-900, -512, -511, 0, 511, 900]), 256, 512).tolist() == [
+        0, 0, 1, 256, 511, 511]
     assert table_rows(torch.tensor([-20, -9, 0, 8, 9, 20]), 0, 9).tolist() == [0, 0, 9, 17, 17, 17]
 
 
@@ -386,13 +386,13 @@ def test_log_buckets_are_those_of_transformers(transformers):
                           (3, 9), (64, 512)):
         with may_refuse():
             theirs = make_log_bucket_position(offsets, buckets, most).long()
-        assert torch.equal(log_buckets(offsets, buckets, most),
-                           theirs), f"{buckets} buckets to {most}: another bucket"
+        assert torch.equal(log_buckets(offsets, buckets, most), theirs), (
+            f"{buckets} buckets to {most}: another bucket")
 
 
 def test_fp16_sums_that_would_overflow_stay_finite():
-    rows, big = Rows(torch.tensor([[1, 1, 1], [1, 0, 0]])), torch.full((4, 64), 40.0,
-                                                                       dtype=torch.float16)
+    rows = Rows(torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    big = torch.full((4, 64), 40.0, dtype=torch.float16)
     assert (big @ big.T).isinf().all(), "this test cannot tell where the scale is applied"
     column = table_rows(rows.distance(), 0, 2)
     one = big.unsqueeze(1)
@@ -415,7 +415,7 @@ def test_bf16_learns(name, stored):
                if not part.startswith("lm_head")), f"{name}: a gradient is missing or not finite"
 
 
-# ------------------------------------------------------------------------------------------------ padding and rows
+# ---------------------------------------------------------------------------- padding and rows
 
 def states(model, texts, side="right", pad=0, width=None):
     """Hidden states of the real tokens of each text of a batch: [(T, D), ...]."""
@@ -429,10 +429,8 @@ def states(model, texts, side="right", pad=0, width=None):
 def test_padding_and_batch_mates_change_nothing(name, dtype, tolerance):
     model = load(MODELS / name)[1].to(dtype)
     draw = torch.Generator().manual_seed(0)
-    texts = [
-        torch.randint(model.config["vocab_size"], (length, ), generator=draw).tolist()
-        for length in (5, 26, 1, 8)
-    ]
+    texts = [torch.randint(model.config["vocab_size"], (length,), generator=draw).tolist()
+             for length in (5, 26, 1, 8)]
     texts[0][2] = texts[1][-1] = texts[3][0] = 0  # a text may hold the padding's id as a token
     assert_padding_changes_nothing(name, functools.partial(states, model), texts, tolerance)
 
@@ -447,10 +445,10 @@ def test_every_token_sees_all_others_and_their_order(name):
         changed = states(model, [text[:place] + [20] + text[place + 1:]])[0]
         still = [i for i in range(len(text)) if (changed[i] - base[i]).abs().max() < 1e-4]
         assert not still, f"{name}: token {place} changed, but the states at {still} do not see it"
-    turned = model(torch.tensor([text[::-1]]), torch.ones(1, 9),
-                   torch.tensor([text[::-1]]) % 2)[0].flip(0)
-    assert (turned -
-            base).abs().amax(1).min() > 1e-3, f"{name}: a text read backwards looks the same"
+    backwards = torch.tensor([text[::-1]])
+    turned = model(backwards, torch.ones(1, 9), backwards % 2)[0].flip(0)
+    assert (turned - base).abs().amax(1).min() > 1e-3, (
+        f"{name}: a text read backwards looks the same")
 
 
 def test_padding_is_zero_and_types_are_for_models_that_have_them(stored):
@@ -458,12 +456,12 @@ def test_padding_is_zero_and_types_are_for_models_that_have_them(stored):
         model, batch = load(MODELS / name)[1], stored[name]
         zeros, ones = torch.zeros_like(batch["ids"]), torch.ones_like(batch["ids"])
         hidden = model(batch["ids"], batch["mask"], zeros)
-        assert not hidden[batch["mask"] ==
-                          0].any(), "a padded place holds something that a later sum could pick up"
-        assert torch.equal(hidden, model(batch["ids"],
-                                         batch["mask"].bool())), "no types are types 0"
-        assert torch.equal(hidden, model.states(batch["ids"], batch["mask"],
-                                                ones)) != has_types, name
+        assert not hidden[batch["mask"] == 0].any(), (
+            "a padded place holds something that a later sum could pick up")
+        assert torch.equal(hidden, model(batch["ids"], batch["mask"].bool())), (
+            "no types are types 0")
+        other = model.states(batch["ids"], batch["mask"], ones)
+        assert torch.equal(hidden, other) != has_types, name
     with pytest.raises(InputError, match="token type 2: this model has 2 token type"):
         model(batch["ids"], batch["mask"], 2 * ones)
 
@@ -473,15 +471,15 @@ def test_dropout_acts_in_training_only_and_on_the_offsets_too():
     ids, mask = torch.arange(8).view(1, 8), torch.ones(1, 8)
     for key in list(off)[:2]:
         model = initialise_weights(Deberta.from_config(TINY | off | {key: 0.5}), 0, 0.5)
-        assert not torch.equal(model.train()(ids, mask), model(
-            ids, mask)), f"{key} does nothing in training"
+        assert not torch.equal(model.train()(ids, mask), model(ids, mask)), (
+            f"{key} does nothing in training")
         assert torch.equal(model.eval()(ids, mask), model(ids, mask)), f"{key} acts in evaluation"
     calls = []
     model.layers[0].dropout.register_forward_hook(
         lambda module, given, out: calls.append(tuple(out.shape)))
     model(ids, mask)
-    assert calls == [(model.offsets(Rows(mask))[0].shape), (8, 8),
-                     (8, 8)], "on the offsets, after attention and MLP"
+    assert calls == [(model.offsets(Rows(mask))[0].shape), (8, 8), (8, 8)], (
+        "on the offsets, after attention and MLP")
 
 
 def test_a_text_has_no_longest_length_without_absolute_positions():
@@ -493,7 +491,7 @@ def test_a_text_has_no_longest_length_without_absolute_positions():
         states(model, [[5], [4] * 49])
 
 
-# ------------------------------------------------------------------------------------------------ files, both ways
+# ---------------------------------------------------------------------------- files, both ways
 
 def rewritten(folder, tensors, config):
     """Write a folder of these tensors and this config.json -> its path."""
@@ -510,13 +508,11 @@ def test_what_is_saved_is_what_was_loaded(name, tmp_path):
     assert not model.report.dropped and not model.report.newly_initialised, model.report.summary()
     written = export_tensors(model, model.rename_table())
     assert set(written) == set(file) and all(torch.equal(written[key], file[key]) for key in file)
-    bare = {
-        key.removeprefix("deberta."): tensor
-        for key, tensor in export_tensors(body, body.rename_table()).items()
-    }
+    bare = {key.removeprefix("deberta."): tensor
+            for key, tensor in export_tensors(body, body.rename_table()).items()}
     again = load_backbone(rewritten(tmp_path / "bare", bare, body.source_config))
-    assert torch.equal(states(again, [[5, 6, 7]])[0],
-                       states(body, [[5, 6, 7]])[0]), "names without the prefix"
+    assert torch.equal(states(again, [[5, 6, 7]])[0], states(body, [[5, 6, 7]])[0]), (
+        "names without the prefix")
 
 
 def test_a_file_as_microsoft_released_it_is_read_and_its_masked_lm_head_found(
@@ -525,32 +521,25 @@ def test_a_file_as_microsoft_released_it_is_read_and_its_masked_lm_head_found(
                     json.loads((MODELS / CLASSIFIER / "config.json").read_text()))
     body = {key: tensor for key, tensor in file.items() if key.startswith("deberta.")}
     draw, D, V = torch.Generator().manual_seed(0), 32, 60
-    head = {
-        "dense.weight": (D, D), "dense.bias": (D, ), "LayerNorm.weight": (D, ),
-        "LayerNorm.bias": (D, ), "bias": (V, )
-    }
-    head = {
-        "lm_predictions.lm_head." + key: torch.randn(shape, generator=draw)
-        for key, shape in head.items()
-    }
-    rest = {
-        "mask_predictions.dense.weight": (D, D), "mask_predictions.LayerNorm.bias": (D, ),
-        "mask_predictions.classifier.bias": (1, ),
-        "deberta.embeddings.position_embeddings.weight": (512, D),
-        "deberta.embeddings.word_embeddings._weight": (V, D)
-    }
+    head = {"dense.weight": (D, D), "dense.bias": (D,), "LayerNorm.weight": (D,),
+            "LayerNorm.bias": (D,), "bias": (V,)}
+    head = {"lm_predictions.lm_head." + key: torch.randn(shape, generator=draw)
+            for key, shape in head.items()}
+    rest = {"mask_predictions.dense.weight": (D, D), "mask_predictions.LayerNorm.bias": (D,),
+            "mask_predictions.classifier.bias": (1,),
+            "deberta.embeddings.position_embeddings.weight": (512, D),
+            "deberta.embeddings.word_embeddings._weight": (V, D)}
     rest = {key: torch.zeros(shape) for key, shape in rest.items()}
     released = {
         key: value for key, value in config.items()  # as short as config.json of deberta-v3-base
-        if key not in ("legacy", "pooler_hidden_act", "pooler_hidden_size", "architectures")
-    }
+        if key not in ("legacy", "pooler_hidden_act", "pooler_hidden_size", "architectures")}
     released["pos_att_type"] = "p2c|c2p"
     folder = rewritten(tmp_path / "released", body | head | rest, released)
     model = load_backbone(folder)
     assert sorted(model.report.dropped) == sorted(rest), model.report.summary()
     rewritten(tmp_path / "named", body | head, released | {"legacy": False})
-    save_backbone(model, tmp_path /
-                  "ours")  # its config.json does not say legacy = false: as cls.predictions
+    # its config.json does not say legacy = false: as cls.predictions
+    save_backbone(model, tmp_path / "ours")
     ids, mask = batch_of([[4, 5, 6], list(range(7, 40))], "right", 0)
     with torch.inference_mode():
         ours = model.logits(model(ids, mask))[mask.bool()]
@@ -559,8 +548,8 @@ def test_a_file_as_microsoft_released_it_is_read_and_its_masked_lm_head_found(
             theirs, loading = loaded(load_theirs, tmp_path / name, output_loading_info=True)
             with may_refuse():
                 logits = theirs.eval()(ids, mask).logits[mask.bool()]
-            assert not loading[
-                "missing_keys"], f"{name}: not found in our file: {loading['missing_keys']}"
+            assert not loading["missing_keys"], (
+                f"{name}: not found in our file: {loading['missing_keys']}")
             found = first_difference({"logits": ours}, {"logits": logits}, FP32, relative=True)
             assert found is None, f"{name}: transformers scores otherwise, {found}"
     headless = build_backbone(Checkpoint(folder), lm_head=False)
@@ -572,8 +561,8 @@ def test_a_file_as_microsoft_released_it_is_read_and_its_masked_lm_head_found(
 def test_a_head_under_both_names_is_an_error(tmp_path):
     file = load_file(MODELS / MASKED_LM / "model.safetensors")
     twice = file | {"cls.predictions.bias": file["lm_predictions.lm_head.bias"].clone()}
-    rewritten(tmp_path / "twice", twice, json.loads(
-        (MODELS / MASKED_LM / "config.json").read_text()))
+    rewritten(tmp_path / "twice", twice,
+              json.loads((MODELS / MASKED_LM / "config.json").read_text()))
     with pytest.raises(InputError, match="fills lm_head.bias a second time"):
         load_backbone(tmp_path / "twice")
 
@@ -583,21 +572,20 @@ def test_a_classifier_travels_both_ways(tmp_path, transformers):
     names = ["praise", "question", "complaint"]
     with may_refuse():
         config = transformers.DebertaV2Config(
-            **make_deberta.V3 | {"vocab_size": len(PIECES), "cls_dropout": 0.3}, pooler_dropout=0.2,
-            id2label=dict(enumerate(names)))
-        theirs = make_fixtures.exaggerate(transformers.DebertaV2ForSequenceClassification(config),
-                                          5)
+            **make_deberta.V3 | {"vocab_size": len(PIECES), "cls_dropout": 0.3},
+            pooler_dropout=0.2, id2label=dict(enumerate(names)))
+        theirs = make_fixtures.exaggerate(
+            transformers.DebertaV2ForSequenceClassification(config), 5)
         theirs.save_pretrained(tmp_path / "theirs")
     WordPiece.from_vocab(PIECES).save(tmp_path / "theirs")
     model = Classifier.load(tmp_path / "theirs")
-    assert model.labels == names and not model.report.dropped and not model.report.newly_initialised, model.report.summary(
-    )
-    for ours, reference in ((model.head.dropout, theirs.dropout), (model.head.pooler_dropout,
-                                                                   theirs.pooler.dropout)):
+    assert (model.labels == names and not model.report.dropped
+            and not model.report.newly_initialised), model.report.summary()
+    for ours, reference in ((model.head.dropout, theirs.dropout),
+                            (model.head.pooler_dropout, theirs.pooler.dropout)):
         assert 0 < ours.p == reference.p, "another dropout than in transformers"
-    texts = [
-        "the garden was old and very big", "soup", ("a rose?", "with new soil, some rain today.")
-    ]
+    texts = ["the garden was old and very big", "soup",
+             ("a rose?", "with new soil, some rain today.")]
     encoded = model.encode(texts)[0]
     ids, mask = batch_of([ids for ids, _ in encoded], "right", 0)
     model.save(tmp_path / "ours")
@@ -605,10 +593,8 @@ def test_a_classifier_travels_both_ways(tmp_path, transformers):
     again = loaded(load, tmp_path / "ours")
     with torch.inference_mode():
         with may_refuse():
-            answers = {
-                "what they saved": theirs(ids, mask).logits, "what we saved": again(ids,
-                                                                                    mask).logits
-            }
+            answers = {"what they saved": theirs(ids, mask).logits,
+                       "what we saved": again(ids, mask).logits}
         for name, logits in answers.items():
             found = first_difference({"logits": model.compute_logits(encoded)}, {"logits": logits},
                                      FP32, relative=True)
@@ -623,7 +609,7 @@ def test_a_classifier_travels_both_ways(tmp_path, transformers):
     assert found is None, f"the body in transformers is another, {found}"
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ---------------------------------------------------------------------------- what is refused
 
 REFUSED = [({"conv_kernel_size": 3}, r"conv_kernel_size = 3 \(only 0 is built\)"),
            ({"relative_attention": False}, "relative_attention = false"),
@@ -649,7 +635,8 @@ REFUSED = [({"conv_kernel_size": 3}, r"conv_kernel_size = 3 \(only 0 is built\)"
            ({"talking_head": True}, r"talking_head = True \(unknown: it may change the maths\)")]
 
 
-@pytest.mark.parametrize("changed, message", REFUSED, ids=["-".join(changed) for changed, _ in REFUSED])
+@pytest.mark.parametrize("changed, message", REFUSED, ids=[
+    "-".join(changed) for changed, _ in REFUSED])
 def test_what_would_change_the_maths_is_refused_by_name(changed, message):
     Deberta.from_config(TINY)
     with pytest.raises(InputError, match="^somewhere: .*" + message):
@@ -657,18 +644,15 @@ def test_what_would_change_the_maths_is_refused_by_name(changed, message):
 
 
 def test_silence_about_relative_attention_means_none_of_it():
-    with pytest.raises(
-            InputError,
-            match="relative_attention = false .only true is built; where it is missing, it is"):
+    fault = "relative_attention = false .only true is built; where it is missing, it is"
+    with pytest.raises(InputError, match=fault):
         Deberta.from_config(
             {key: value for key, value in TINY.items() if key != "relative_attention"})
 
 
 def test_values_that_say_what_is_built_anyway_are_accepted():
-    same = {
-        "embedding_size": 8, "pooler_hidden_size": 8, "attention_head_size": 4,
-        "conv_kernel_size": 0, "conv_act": "gelu", "conv_groups": 1, "pos_att_type": " P2C|c2p"
-    }
+    same = {"embedding_size": 8, "pooler_hidden_size": 8, "attention_head_size": 4,
+            "conv_kernel_size": 0, "conv_act": "gelu", "conv_groups": 1, "pos_att_type": " P2C|c2p"}
     assert Deberta.from_config(TINY | same).config["pos_att_type"] == ["p2c", "c2p"]
 
 

@@ -2,7 +2,8 @@
 
 tests/pretend_device.py computes on the CPU what "pretend:0" is asked, and refuses what CUDA would
 refuse: tensors of two devices in one call, a generator of the CPU. So its results should be the
-CPU's, but for the order of sums (attention is taken apart there). It counts waits, too: each copy from or to the device, each number read.
+CPU's, but for the order of sums (attention is taken apart there). It counts waits, too: each copy
+from or to the device, each number read.
 """
 import csv
 import random
@@ -91,8 +92,8 @@ def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     
     model, rows = classifier(folders[name], s)
     with Watch() as watch:
         found = play(model.to(DEVICE), rows, s)
-    assert isinstance(next(model.parameters()), Pretend) or next(
-        model.parameters()).device == DEVICE
+    assert (isinstance(next(model.parameters()), Pretend)
+            or next(model.parameters()).device == DEVICE)
     assert not watch.faults
     assert found.keys() == expected.keys() and len(found) > 3
     for key, tensor in expected.items():
@@ -104,8 +105,7 @@ def test_a_step_and_its_answers_are_those_of_the_cpu(name, scene, folders):     
 
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("scene", ["lora, bf16", "qlora", "qlora, bf16"])
-def test_weights_that_are_read_onto_the_device_are_those_of_the_cpu(name, scene,
-                                                                    folders):  # noqa: F811
+def test_weights_that_are_read_onto_the_device_are_those_of_the_cpu(name, scene, folders):  # noqa: F811
     """Each tensor goes there as it is read, and four bits are made there: the same to the bit."""
     s = settings_of(scene)
     plain, rows = classifier(folders[name], s)
@@ -128,8 +128,8 @@ def test_weights_that_are_read_onto_the_device_are_those_of_the_cpu(name, scene,
 def test_what_is_written_is_that_of_the_cpu(name, folders):                     # noqa: F811
     model = spread(Classifier.from_backbone(folders[name], LABELS,
                                                     **classifier_options(settings_of("labels"))))
-    ids, mask = torch.tensor([[5, 9, 12, 7], [6, 8, 0, 0]]), torch.tensor([[1, 1, 1, 1],
-                                                                           [1, 1, 0, 0]])
+    ids = torch.tensor([[5, 9, 12, 7], [6, 8, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     expected = generate(model.backbone, ids, mask, 5)
     with Watch() as watch:
         found = generate(model.to(DEVICE).backbone, ids.to(DEVICE), mask.to(DEVICE), 5)

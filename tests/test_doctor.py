@@ -13,7 +13,8 @@ from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import collate
 from minillmclf.training.monitors import gradients as doctor
 from minillmclf.training.checkpoint import Store, seed_step
-from minillmclf.training.monitors.gradients import FirstStepsCheck, check_first_steps, examine_gradients
+from minillmclf.training.monitors.gradients import (FirstStepsCheck, check_first_steps,
+                                                    examine_gradients)
 from minillmclf.training.loop import fit, take_step
 from minillmclf.training.plan import Split
 from minillmclf.training.monitors.nonfinite import find_nonfinite, locate_divergence
@@ -58,15 +59,14 @@ def train(model, optimizer, count=4):
     return said
 
 
-# ------------------------------------------------------------------------------------------------ gradients
+# ---------------------------------------------------------------------------------- gradients
 
 def test_all_is_well_in_one_line(folder):
     model = backward(classifier(folder))
     tensors = len(list(model.parameters()))
     report = examine_gradients(model)
     assert report.lines == [
-        f"gradients: {tensors} trainable tensors, all with a gradient; 0 frozen, none with one"
-    ]
+        f"gradients: {tensors} trainable tensors, all with a gradient; 0 frozen, none with one"]
     assert not report.faults and not report.zero
 
 
@@ -74,12 +74,12 @@ def test_lora_has_a_zero_gradient_at_first_and_is_judged_at_the_second_step(fold
     model = classifier(folder, "lora")
     report = examine_gradients(backward(model))
     assert report.zero and all(".lora_A." in name for name in report.zero) and not report.faults
-    assert examine_gradients(
-        model, report).faults, "A whose gradient stays zero learns nothing: that is a fault"
+    assert examine_gradients(model, report).faults, (
+        "A whose gradient stays zero learns nothing: that is a fault")
     model.zero_grad()
     said = train(model, build_optimizer(model, 1e-2, 0.0))
-    assert [len(lines) for lines in said] == [0, 1, 0,
-                                              0], f"one line, after the second step: {said}"
+    assert [len(lines) for lines in said] == [0, 1, 0, 0], (
+        f"one line, after the second step: {said}")
     learning = sum(p.requires_grad for p in model.parameters())
     assert said[1][0] == (f"gradients: {learning} trainable tensors, all with a gradient; "
                           f"{len(list(model.parameters())) - learning} frozen, none with one")
@@ -91,8 +91,9 @@ def test_a_gradient_that_is_cut_off_is_told(folder):
     model.backbone.states = lambda *a: states(*a).detach()
     report = examine_gradients(backward(model))
     body = len(list(model.backbone.parameters()))
-    assert len(report.faults) == 1 and f"{body} of {len(list(model.parameters()))} trainable tensors have no gradient" in \
-        report.faults[0] and "backbone.word_embeddings.weight" in report.faults[0]
+    assert (len(report.faults) == 1
+            and f"{body} of {len(list(model.parameters()))} trainable tensors have no gradient"
+            in report.faults[0] and "backbone.word_embeddings.weight" in report.faults[0])
 
 
 def test_zeros_that_stay_are_told(folder):
@@ -102,8 +103,8 @@ def test_zeros_that_stay_are_told(folder):
     said = train(model, build_optimizer(model, 1e-3, 0.0))
     assert said[0] == [] and len(said[1]) == 1, said
     own = len(list(model.backbone.layers[0].parameters()))
-    assert f"WARNING: gradients: {own} of" in said[1][
-        0] and "backbone.layers.0.q_proj.weight" in said[1][0]
+    assert (f"WARNING: gradients: {own} of" in said[1][0]
+            and "backbone.layers.0.q_proj.weight" in said[1][0])
 
 
 def test_frozen_tensors_with_a_gradient_are_told(folder):
@@ -114,7 +115,7 @@ def test_frozen_tensors_with_a_gradient_are_told(folder):
     assert f"{body} of {body} frozen tensors have a gradient although they are frozen" in fault
 
 
-# ------------------------------------------------------------------------------------------------ three steps
+# ---------------------------------------------------------------------------------- three steps
 
 def test_an_optimizer_of_other_tensors_is_refused(folder):
     """Row 50 of the silent failures: built before the model got its final tensors."""
@@ -134,10 +135,8 @@ def test_a_frozen_tensor_that_changes_is_an_error(folder):
         step()
         frozen.data += 1e-3
     optimizer.step = writes_more
-    with pytest.raises(
-            InputError,
-            match="after three steps frozen tensors have changed .backbone.word_embeddings.weight."
-    ):
+    fault = "after three steps frozen tensors have changed .backbone.word_embeddings.weight."
+    with pytest.raises(InputError, match=fault):
         train(model, optimizer)
 
 
@@ -166,7 +165,7 @@ def test_the_loop_says_what_the_doctor_says(folder, tmp_path):
     assert len(said) == 1 and said[0].startswith("gradients: ")
 
 
-# ------------------------------------------------------------------------------------------------ where NaN arose
+# ---------------------------------------------------------------------------------- where NaN arose
 
 def batch_of(model):
     return collate(some_rows(model).encoded, range(8))
@@ -184,7 +183,8 @@ def test_the_module_with_a_broken_weight_is_named(folder, value):
     with torch.no_grad():
         model.backbone.layers[1].up_proj.bias[3] = value
     found = find_nonfinite(model, batch_of(model))
-    assert "the output of backbone.layers.1.up_proj (2.1% of its numbers; its bias is not finite)" in found
+    assert ("the output of backbone.layers.1.up_proj (2.1% of its numbers; its bias is not finite)"
+            in found)
 
 
 def test_the_module_that_overflows_is_named_with_what_it_was_given(folder):
@@ -192,7 +192,8 @@ def test_the_module_that_overflows_is_named_with_what_it_was_given(folder):
     layer = model.backbone.layers[0]
     layer.up_proj.forward = lambda x: (x.new_full((len(x), layer.up_proj.out_features), 3e38) * 10)
     found = find_nonfinite(model, batch_of(model))
-    assert "the output of backbone.layers.0.up_proj (100.0% of its numbers; the largest number that it was given is" in found
+    assert ("the output of backbone.layers.0.up_proj (100.0% of its numbers; the largest number "
+            "that it was given is" in found)
 
 
 def test_what_arises_between_modules_is_laid_to_the_module_around(folder):
@@ -200,17 +201,16 @@ def test_what_arises_between_modules_is_laid_to_the_module_around(folder):
     layer = model.backbone.layers[1]
     layer.activation = lambda x: x / 0
     found = find_nonfinite(model, batch_of(model))
-    assert found == "first not finite: what backbone.layers.1.down_proj is given; it arose in backbone.layers.1 itself"
+    assert (found == "first not finite: what backbone.layers.1.down_proj is given; it arose in "
+            "backbone.layers.1 itself")
 
 
 def test_divergence_names_the_module(folder):
     model = classifier(folder)
     with torch.no_grad():
         model.backbone.layers[0].o_proj.weight[0, 0] = math.nan
-    with pytest.raises(
-            InputError,
-            match="diverged; lower --lr .*the output of backbone.layers.0.o_proj .*its weight"
-    ) as told:
+    fault = "diverged; lower --lr .*the output of backbone.layers.0.o_proj .*its weight"
+    with pytest.raises(InputError, match=fault) as told:
         locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model),
                                      list(range(8)), Settings(), None)
     assert "\n" not in str(told.value) and model.training
@@ -224,7 +224,8 @@ def test_gradients_that_overflow_behind_a_finite_forward_pass(folder):
                                      list(range(8)), Settings(), None)
 
 
-@pytest.mark.parametrize("name", ["backbone.layers.1.mlp_norm.weight", "backbone.layers.0.up_proj.weight", "head.out.bias"])
+@pytest.mark.parametrize("name", [
+    "backbone.layers.1.mlp_norm.weight", "backbone.layers.0.up_proj.weight", "head.out.bias"])
 def test_any_tensor_that_stays_as_it_is_is_told(folder, name):
     model = classifier(folder)
     optimizer, stays = build_optimizer(model, 1e-3, 0.0), model.get_parameter(name)

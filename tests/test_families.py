@@ -1,7 +1,8 @@
-"""What every family must do alike: travel to transformers and back as a classifier, ignore padding and batch mates, learn.
+"""What every family must do: travel to transformers and back, ignore padding and mates, learn.
 
-One tiny model of each of the ten families (twelve configurations), with exaggerated weights, made by our own code; so
-most of this file needs no transformers. What is particular to a family is in its own test file.
+One tiny model of each of the ten families (twelve configurations), with exaggerated weights, made
+by our own code; so most of this file needs no transformers. What is particular to a family is in
+its own test file.
 """
 
 import json
@@ -28,9 +29,9 @@ from minillmclf.tuning import set_trainable
 COMMON = dict(vocab_size=len(PIECES), pad_token_id=0, bos_token_id=2, eos_token_id=3)
 BERT = COMMON | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
                      intermediate_size=40, max_position_embeddings=64, layer_norm_eps=1e-3)
-LLAMA = COMMON | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                      num_key_value_heads=2, intermediate_size=40, max_position_embeddings=64,
-                      rms_norm_eps=1e-3)
+LLAMA = COMMON | dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=40, max_position_embeddings=64, rms_norm_eps=1e-3)
 GEMMA = LLAMA | dict(head_dim=12)
 LOCAL = dict(sliding_window=3, query_pre_attn_scalar=20,
              layer_types=["sliding_attention", "full_attention"])
@@ -43,10 +44,10 @@ CONFIGS = {
                                                max_position_embeddings=64)),
     "roberta": ("roberta", BERT | dict(type_vocab_size=1)),
     "xlm-roberta": ("xlm-roberta", BERT | dict(type_vocab_size=1)),
-    "deberta-v3": ("deberta-v2", BERT |
-                   dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=4,
-                        norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False,
-                        type_vocab_size=0, max_relative_positions=-1)),
+    "deberta-v3": ("deberta-v2", BERT | dict(relative_attention=True, pos_att_type=["c2p", "p2c"],
+                                             position_buckets=4, norm_rel_ebd="layer_norm",
+                                             share_att_key=True, position_biased_input=False,
+                                             type_vocab_size=0, max_relative_positions=-1)),
     "modernbert": ("modernbert", COMMON
                    | dict(cls_token_id=2, sep_token_id=3, hidden_size=32, num_hidden_layers=2,
                           num_attention_heads=4, intermediate_size=24, max_position_embeddings=64,
@@ -65,11 +66,11 @@ CONFIGS = {
     "flan-t5": ("t5", T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
     "ul2": ("t5", T5 | dict(feed_forward_proj="gated-silu", tie_word_embeddings=False)),
 }
-FP32 = fp32(width=48,
-            depth=6)  # two embeddings, two blocks, T5's two more; in parts of the largest score
+# two embeddings, two blocks, T5's two more; in parts of the largest score
+FP32 = fp32(width=48, depth=6)
 LABELS = sorted(TOPICS)
-TEXTS = [text for text, _ in texts_of(random.Random(3), 7)
-         ] + ["soup", "the rose was near a tree, and the tree was old. " * 2]
+TEXTS = [text for text, _ in texts_of(random.Random(3), 7)] + [
+    "soup", "the rose was near a tree, and the tree was old. " * 2]
 
 
 def spread(model, seed=1, std=0.25):
@@ -85,7 +86,7 @@ def spread(model, seed=1, std=0.25):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """name -> a folder with the body and a tokenizer (WordPiece for all: a family does not care)."""
+    """name -> a folder with the body and a tokenizer (WordPiece for all: no family cares)."""
     made = {}
     for name, (kind, config) in CONFIGS.items():
         folder = tmp_path_factory.mktemp(name)
@@ -106,11 +107,11 @@ def classifier(folder, seed=0):
 
 
 def test_every_registered_family_is_here():
-    assert set(MODELS) - {"gemma3"} == {kind for kind, _ in CONFIGS.values()
-                                        }, "gemma3 is gemma3_text in a larger file"
+    assert set(MODELS) - {"gemma3"} == {kind for kind, _ in CONFIGS.values()}, (
+        "gemma3 is gemma3_text in a larger file")
 
 
-# ------------------------------------------------------------------------------------------------ transformers
+# ------------------------------------------------------------------------------------- transformers
 
 def their_scores(theirs, model):
     """What transformers answers to TEXTS in one batch, padded on the right."""
@@ -129,30 +130,31 @@ def test_a_classifier_travels_to_transformers_and_back(name, folders, tmp_path):
     ours.save(tmp_path / "ours")
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     theirs, loading = loaded(load, tmp_path / "ours", output_loading_info=True)
-    assert not any(
-        loading.values()), f"{name}: transformers does not find all it expects: {loading}"
+    assert not any(loading.values()), (
+        f"{name}: transformers does not find all it expects: {loading}")
     assert type(theirs).__name__ == ours.backbone.ARCHITECTURES["classifier"]
     scores = ours.compute_logits(ours.encode(TEXTS)[0])
     found = first_difference({"scores": their_scores(theirs, ours)}, {"scores": scores}, FP32,
                              relative=True)
     assert found is None, f"{name}: transformers answers otherwise from what we saved: {found}"
-    assert (scores.amax(0) - scores.amin(0)
-            ).min() > 0.01, f"{name}: all texts get the same answer, so this compares nothing"
+    assert (scores.amax(0) - scores.amin(0)).min() > 0.01, (
+        f"{name}: all texts get the same answer, so this compares nothing")
 
     spread(theirs, seed=7)
     with may_refuse():
         theirs.save_pretrained(tmp_path / "theirs")
     ours.tokenizer.save(tmp_path / "theirs")
     back = Classifier.load(tmp_path / "theirs")
-    assert not back.report.newly_initialised and not back.report.dropped, f"{name}: {back.report.summary()}"
+    assert not back.report.newly_initialised and not back.report.dropped, (
+        f"{name}: {back.report.summary()}")
     found = first_difference({"scores": back.compute_logits(back.encode(TEXTS)[0])},
                              {"scores": their_scores(theirs, back)}, FP32, relative=True)
     assert found is None, f"{name}: we answer otherwise from what transformers saved: {found}"
     assert back.labels == LABELS, f"{name}: the names of the classes changed on the way"
-    written, stored = (load_file(tmp_path / who / "model.safetensors")
-                       for who in ("ours", "theirs"))
-    assert set(written) == set(
-        stored), f"{name}: other tensors than transformers writes: {set(written) ^ set(stored)}"
+    written, stored = (
+        load_file(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
+    assert set(written) == set(stored), (
+        f"{name}: other tensors than transformers writes: {set(written) ^ set(stored)}")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -160,14 +162,16 @@ def test_a_classifier_comes_back_from_its_own_folder(name, folders, tmp_path):
     ours = classifier(folders[name])
     ours.save(tmp_path)
     again = Classifier.load(tmp_path)
-    assert not again.report.newly_initialised and not again.report.dropped, f"{name}: {again.report.summary()}"
+    assert not again.report.newly_initialised and not again.report.dropped, (
+        f"{name}: {again.report.summary()}")
     assert torch.equal(again.compute_logits(again.encode(TEXTS)[0]),
                        ours.compute_logits(ours.encode(TEXTS)[0]))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == [ours.backbone.ARCHITECTURES["classifier"]]
     body = Classifier.from_backbone(tmp_path, ["a", "b"])
-    assert body.report.newly_initialised == [f"head.out.{leaf}" for leaf, _ in ours.head.out.named_parameters()], \
-        f"{name}: from a classifier all but its last layer goes on: {body.report.summary()}"
+    assert (body.report.newly_initialised
+            == [f"head.out.{leaf}" for leaf, _ in ours.head.out.named_parameters()]), (
+        f"{name}: from a classifier all but its last layer goes on: {body.report.summary()}")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -181,13 +185,13 @@ def test_any_pooling_comes_back_too(name, how, folders, tmp_path):
                        ours.compute_logits(ours.encode(TEXTS)[0]))
 
 
-# ------------------------------------------------------------------------------------------------ padding
+# ------------------------------------------------------------------------------------- padding
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, FP32), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
 def test_padding_and_batch_mates_change_no_answer(name, dtype, tolerance, folders):
-    """Left, right and no padding, any id in it, any company: the same scores, in each family with its own head."""
+    """Left, right and no padding, any id in it, any mates: each family's head scores the same."""
     model = classifier(folders[name]).to(dtype)
     texts = [ids for ids, _ in model.encode(TEXTS)[0]]
     texts[0][1] = 0  # the padding id may stand in a text
@@ -197,20 +201,18 @@ def test_padding_and_batch_mates_change_no_answer(name, dtype, tolerance, folder
         ids, mask = batch_of(rows, *how)
         return model.head(model.backbone.states(ids, mask), mask)
     alone = torch.cat([scores([text], "right", 0, len(text)) for text in texts])
-    ways = {
-        "padded right": ("right", 0, longest), "padded left": ("left", 0, longest),
-        "padded far": ("left", 0, 60), "other ids in the padding": ("right", 9, longest),
-        "ids beyond the vocabulary": ("left", 10**6, longest)
-    }
+    ways = {"padded right": ("right", 0, longest), "padded left": ("left", 0, longest),
+            "padded far": ("left", 0, 60), "other ids in the padding": ("right", 9, longest),
+            "ids beyond the vocabulary": ("left", 10**6, longest)}
     for way, how in ways.items():
         apart = (scores(texts, *how) - alone).abs().max() / alone.abs().max()
         assert apart <= tolerance, f"{name}: {way}: {apart:.2g} apart from each text alone"
     mates = scores([texts[3], texts[1], texts[1][::-1]], "left", 0, longest)[0]
-    assert (mates - alone[3]).abs().max(
-    ) <= tolerance * alone.abs().max(), f"{name}: other batch mates give another answer"
+    assert (mates - alone[3]).abs().max() <= tolerance * alone.abs().max(), (
+        f"{name}: other batch mates give another answer")
 
 
-# ------------------------------------------------------------------------------------------------ learning
+# ------------------------------------------------------------------------------------- learning
 
 @pytest.mark.parametrize("method", ["full", "last-1", "head"])
 @pytest.mark.parametrize("name", CONFIGS)
@@ -226,14 +228,16 @@ def test_what_should_learn_learns_and_nothing_else(name, method, folders):
     for _ in range(15):
         take_step(model.train(), optimizer, data, list(range(12)), Settings(), None)
     last = class_loss(model.compute_logits(data.encoded), torch.tensor(data.targets))
-    assert last < 0.95 * first, f"{name}: nothing is learned by {method}: the loss goes from {first:.3f} to {last:.3f}"
+    assert last < 0.95 * first, (
+        f"{name}: nothing is learned by {method}: the loss goes from {first:.3f} to {last:.3f}")
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed <= learning, f"{name}: {method} changed frozen tensors: {sorted(changed - learning)}"
+    assert changed <= learning, (
+        f"{name}: {method} changed frozen tensors: {sorted(changed - learning)}")
     still = learning - changed
     assert not still, f"{name}: {method} leaves learning tensors as they are: {sorted(still)}"
-    assert trained == sum(p.numel()
-                          for p in model.parameters() if p.requires_grad) and total >= trained
+    assert (trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+            and total >= trained)
     if method == "last-1":
         blocks = [n for n in learning if n.startswith("backbone.")]
         assert blocks and all(f"{model.backbone.BLOCKS_PATH}.1." in n or "final_norm" in n
@@ -244,8 +248,6 @@ def test_a_model_type_that_is_not_built_is_named(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     (tmp_path / "model.safetensors").write_bytes(
         (folders["gpt2"] / "model.safetensors").read_bytes())
-    with pytest.raises(
-            InputError, match=
-            "model_type = 'mamba' is not supported; supported: bert, distilbert, roberta, .*gemma3"
-    ):
+    fault = "model_type = 'mamba' is not supported; supported: bert, distilbert, roberta, .*gemma3"
+    with pytest.raises(InputError, match=fault):
         Classifier.from_backbone(tmp_path, LABELS)

@@ -1,5 +1,5 @@
-"""--dtype bf16: frozen matrices in bf16 train and answer as the same rounded numbers in fp32, to the
-bit; what is saved says so, loads again, and a stopped run goes on.
+"""--dtype bf16: frozen matrices in bf16 train and answer as the same rounded numbers in fp32, to
+the bit; what is saved says so, loads again, and a stopped run goes on.
 
 The reference is the package itself in fp32, with the matrices rounded before the method is
 attached. Known-wrong variants must fail the same comparison.
@@ -76,8 +76,7 @@ PRECISIONS += [("bf16", name, dict(method=method)) for name in SOME for method i
 
 
 @pytest.mark.parametrize("precision, name, given", PRECISIONS, ids=lambda part: str(part)[:60])
-def test_a_step_is_that_of_the_rounded_weights_in_fp32(precision, name, given,
-                                                       folders):  # noqa: F811
+def test_a_step_is_that_of_the_rounded_weights_in_fp32(precision, name, given, folders):  # noqa: F811
     s = settings(precision=precision, **given)
     model, rows = build(folders[name], s, "bf16")
     matrices = half_modules(model)
@@ -160,7 +159,7 @@ def test_a_product_with_a_wide_matrix_is_the_plain_one():
     assert W.grad is not None
 
 
-# ------------------------------------------------------------------------------------- saved, loaded
+# ----------------------------------------------------------------------------------- saved, loaded
 
 def probabilities(model):
     return torch.as_tensor(model.eval().predict(TEXTS))
@@ -170,8 +169,7 @@ SAVED = [scene for scene in FREEZING if scene[0] in ("bert", "gpt2", "t5")]
 
 
 @pytest.mark.parametrize("name, given", SAVED, ids=lambda part: str(part)[:60])
-def test_what_is_saved_loads_in_bf16_with_the_same_answers(name, given, folders,
-                                                           tmp_path):  # noqa: F811
+def test_what_is_saved_loads_in_bf16_with_the_same_answers(name, given, folders, tmp_path):  # noqa: F811
     s = settings(**given)
     model, rows = build(folders[name], s, "bf16")
     play(model, rows, s)
@@ -244,7 +242,7 @@ def test_random_weights_are_rounded_too(folders):                               
         assert torch.equal(found.float(), p.to(found.dtype).float()), path
 
 
-# ------------------------------------------------------------------------------------------ refused
+# ---------------------------------------------------------------------------------------- refused
 
 def test_where_nothing_is_frozen_it_is_refused(folders):                        # noqa: F811
     with pytest.raises(InputError, match="--method full trains all of them"):
@@ -257,7 +255,7 @@ def test_where_nothing_is_frozen_it_is_refused(folders):                        
         Classifier.from_backbone(folders["bert"], LABELS, dtype="fp16", method="lora")
 
 
-# ---------------------------------------------------------------------------------------- the runs
+# -------------------------------------------------------------------------------------- the runs
 
 @pytest.fixture(scope="module")
 def w(tmp_path_factory):
@@ -285,7 +283,7 @@ def test_a_stopped_run_goes_on_in_its_dtype_and_in_no_other(w, monkeypatch):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-# --------------------------------------------------------------------------------- memory of loading
+# ------------------------------------------------------------------------------- memory of loading
 
 PEAK = """
 import sys
@@ -328,12 +326,10 @@ def test_loading_takes_one_model_and_one_tensor(dtype, quantise, stored, most, l
     22 MB of four bits one fp32 layer and what quantising takes of it weigh more."""
     if quantise:
         pytest.importorskip("bitsandbytes")
-    ran = subprocess.run([
-        sys.executable, "-c", PEAK,
-        str(large[stored]), dtype, quantise,
-        str(w.bert)
-    ], capture_output=True, text=True, cwd=ROOT, env=os.environ
-                         | {"MALLOC_MMAP_THRESHOLD_": "65536"})  # freed is given back
+    ran = subprocess.run(
+        [sys.executable, "-c", PEAK, str(large[stored]), dtype, quantise, str(w.bert)],
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})  # freed is given back
     assert ran.returncode == 0, ran.stderr
     ratio, held = map(float, ran.stdout.split())
     expected = {"bf16": 2, "fp32": 4}[dtype] * 38.9e6 if not quantise else 24e6
@@ -341,11 +337,9 @@ def test_loading_takes_one_model_and_one_tensor(dtype, quantise, stored, most, l
     assert 0.8 < ratio < most, f"{ratio:.2f} models of memory"
 
 
-# ------------------------------------------------------------------------------------------ four bits
+# ---------------------------------------------------------------------------------------- four bits
 
-
-def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_path,
-                                                                monkeypatch):  # noqa: F811
+def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_path, monkeypatch):  # noqa: F811
     calls, right = [], quant.quantise
     monkeypatch.setattr(quant, "quantise", lambda *given, **more: (
         calls.append(1), right(*given, **more))[1])
@@ -362,8 +356,7 @@ def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["qlora", "houlsby"])
-def test_a_4bit_weight_is_not_dequantised_to_learn_a_dtype(method, folders,
-                                                           monkeypatch):  # noqa: F811
+def test_a_4bit_weight_is_not_dequantised_to_learn_a_dtype(method, folders, monkeypatch):  # noqa: F811
     model = Classifier.from_backbone(folders["llama"], LABELS, quantise="nf4")
 
     def never(*given, **more):

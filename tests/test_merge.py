@@ -1,4 +1,4 @@
-"""python -m minillmclf.merge: what it writes answers as the tuned model did, and what it says of the difference is true."""
+"""python -m minillmclf.merge: what it writes answers as the tuned model; what it says is true."""
 
 import json
 import re
@@ -45,9 +45,8 @@ def answers(folder):
 def test_a_merged_model_is_a_plain_one_with_the_same_answers(method, more, runs, tmp_path, capsys):
     code, out, error = call(capsys, "--model", runs[method], "--out", tmp_path / "merged", *more)
     assert code == 0, error
-    assert re.search(
-        r"on 9 rows the largest difference of a probability is [\d.e-]+, 0 rows change their class",
-        out), out
+    assert re.search(r"on 9 rows the largest difference of a probability is [\d.e-]+, 0 rows "
+                     r"change their class", out), out
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert "model.safetensors" in names and not names & {"adapter", "tuned.json"}
     assert "quantization_config" not in json.loads(
@@ -59,8 +58,8 @@ def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsy
     code, out, error = call(capsys, "--model", runs["qlora"], "--out", tmp_path / "merged",
                             "--base", "4bit")
     assert code == 0, error
-    assert json.loads(
-        (tmp_path / "merged" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+    assert json.loads((tmp_path / "merged" / "config.json")
+                      .read_text())["quantization_config"]["load_in_4bit"]
     said = float(re.search(r"largest difference of a probability is ([\d.e-]+)", out).group(1))
     assert said > 1e-4, "rounding to four bits changes answers; a report of nothing would be false"
     assert (answers(tmp_path / "merged") - answers(runs["qlora"])).abs().max() > 1e-5
@@ -91,17 +90,17 @@ def test_what_was_whole_before_a_merge_into_four_bits_is_whole_after_it(tmp_path
     WordPiece.from_vocab(PIECES).save(tmp_path)
     model = Classifier.from_backbone(tmp_path, ["a", "b"], quantise="nf4")
     before = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
-    tune(
-        model,
-        dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False, targets=None,
-             bias="none"))
+    tune(model, dict(method="qlora", rank=2, alpha=2.0, dropout=0.0, use_rslora=False,
+                     targets=None, bias="none"))
     merge.merge_adapter(model, "4bit")
     after = {path for path, module in model.named_modules() if isinstance(module, Linear4bit)}
-    assert before == after and before, f"in four bits before or after only: {sorted(before ^ after)[:4]}"
+    assert before == after and before, (
+        f"in four bits before or after only: {sorted(before ^ after)[:4]}")
 
 
 @pytest.mark.parametrize("method, more, fault", [
-    ("qlora", (), "4 bits a number: choose --base full .* or --base 4bit"), ("houlsby", (), "only lora, dora and qlora can be merged"),
+    ("qlora", (), "4 bits a number: choose --base full .* or --base 4bit"),
+    ("houlsby", (), "only lora, dora and qlora can be merged"),
     ("full", (), "only lora, dora and qlora can be merged")])
 def test_what_cannot_be_merged_is_one_line(method, more, fault, runs, tmp_path, capsys):
     code, _, error = call(capsys, "--model", runs[method], "--out", tmp_path / "merged", *more)
@@ -112,8 +111,8 @@ def test_what_cannot_be_merged_is_one_line(method, more, fault, runs, tmp_path, 
 def test_a_folder_that_is_not_empty_is_left_alone(runs, tmp_path, capsys):
     (tmp_path / "note").write_text("mine")
     code, _, error = call(capsys, "--model", runs["lora"], "--out", tmp_path)
-    assert code == 2 and "is not empty" in error and [p.name
-                                                      for p in tmp_path.iterdir()] == ["note"]
+    assert (code == 2 and "is not empty" in error
+            and [p.name for p in tmp_path.iterdir()] == ["note"])
 
 
 def test_the_skip_list_is_printed(tmp_path, capsys):
@@ -122,7 +121,7 @@ def test_the_skip_list_is_printed(tmp_path, capsys):
     assert train.main(flags(**asked, method="qlora", out=tmp_path / "run")) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("in four bits (nf4)"))
-    for kept in ("backbone.word_embeddings", "backbone.layers.{}.mlp_norm", "head.dense",
-                 "head.out"):
+    for kept in (
+            "backbone.word_embeddings", "backbone.layers.{}.mlp_norm", "head.dense", "head.out"):
         assert kept in line, line
     assert "q_proj" not in line

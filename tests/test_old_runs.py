@@ -261,8 +261,8 @@ def in_new_words(command):
         value = next(words)
         value = OLD_SIDES[value] if name == "keep" else value
         name = OLD_NAMES.get(name, name)
-        bare = value == "on" and Settings.__dataclass_fields__[name].metadata["choices"] == ("off",
-                                                                                             "on")
+        choices = Settings.__dataclass_fields__[name].metadata["choices"]
+        bare = value == "on" and choices == ("off", "on")
         found += [flag(name)] if bare else [flag(name), value]
     return found
 

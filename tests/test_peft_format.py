@@ -1,7 +1,8 @@
-"""Do adapters travel between PEFT and us with equal answers, and is what would be lost on the way refused?
+"""Do adapters travel between PEFT and us with equal answers? Is what would be lost refused?
 
 Tiny models of all families, from us to PEFT and back. PEFT's own files are stored for two of them
-(reference/make_adapters.py), so that the layout is proved where PEFT is not installed. Known-wrong variants must fail.
+(reference/make_adapters.py), so that the layout is proved where PEFT is not installed. Known-wrong
+variants must fail.
 """
 import json
 import shutil
@@ -26,22 +27,18 @@ from minillmclf.tuning import lora, prefix, prompt
 from minillmclf.tuning.peft import apply_adapter, read_adapter, write_adapter
 
 STORED = Path(__file__).parent / "fixtures" / "adapters"
-RAW = Path(__file__).resolve(
-).parents[2] / "shared" / "weights" / "roberta-base-lora-mnli" / "adapter_raw.safetensors"
-HEADS = {
-    "bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"],
-    "roberta": ["classifier"], "xlm-roberta": ["classifier"],
-    "deberta-v3": ["classifier", "pooler"], "modernbert": ["classifier", "head"],
-    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"), [
-                        "score"
-                    ]), **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])
-}
-SEVERAL = {
-    "bert": ["query", "attention.output.dense"], "t5": ["q", "wo"],
-    "gpt2": ["c_attn", "mlp.c_proj"]
-}  # HF names
-NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"],
-               "modernbert": ["Wqkv"]}  # targets of the families for which PEFT wants them named
+RAW = (Path(__file__).resolve().parents[2] / "shared" / "weights" / "roberta-base-lora-mnli"
+       / "adapter_raw.safetensors")
+HEADS = {"bert": ["classifier", "pooler"], "distilbert": ["classifier", "pre_classifier"],
+         "roberta": ["classifier"], "xlm-roberta": ["classifier"],
+         "deberta-v3": ["classifier", "pooler"], "modernbert": ["classifier", "head"],
+         **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma",
+                          "gemma2", "gemma3"), ["score"]),
+         **dict.fromkeys(("t5", "flan-t5", "ul2"), ["classification_head"])}
+SEVERAL = {"bert": ["query", "attention.output.dense"], "t5": ["q", "wo"],
+           "gpt2": ["c_attn", "mlp.c_proj"]}  # HF names
+# targets of the families for which PEFT wants them named
+NO_DEFAULTS = {"distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
 KINDS = {                  # arguments of wrap and their twins in PEFT
     "plain": ({}, {}),
     "rslora": (dict(use_rslora=True), dict(use_rslora=True)),
@@ -49,10 +46,8 @@ KINDS = {                  # arguments of wrap and their twins in PEFT
     "patterns": (dict(ranks={r".*\.1\..*": 2}, alphas={r".*\.0\..*": 7.0}),
                  dict(rank_pattern={r".*\.1\..*": 2}, alpha_pattern={r".*\.0\..*": 7.0})),
 }
-CASES = [
-    *((name, "plain") for name in CONFIGS), ("bert", "rslora"), ("bert", "dora"), ("gpt2", "dora"),
-    ("t5", "dora"), ("llama", "patterns"), ("gpt2", "patterns")
-]
+CASES = [*((name, "plain") for name in CONFIGS), ("bert", "rslora"), ("bert", "dora"),
+         ("gpt2", "dora"), ("t5", "dora"), ("llama", "patterns"), ("gpt2", "patterns")]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def scores(model):
 
 
 def stir(model, seed=5):
-    """Give an adapter, the head and the learning biases values as if they had learned; all else is frozen."""
+    """Give an adapter, the head and learning biases values as if learned; freeze all else."""
     own = lora.trainable_parameters(model)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -102,8 +97,8 @@ def in_transformers(folder):
 
 
 def by_peft(peft, base, adapter, its_own):
-    """What PEFT makes of an adapter of ours. That it takes its_own, one of its own making for this base, and not ours,
-    is our fault; its_own: a function that makes and saves one in a folder."""
+    """What PEFT makes of an adapter of ours. That it takes its_own, one of its own making for this
+    base, and not ours, is our fault; its_own: a function that makes and saves one in a folder."""
     def asked(adapter):
         theirs = peft.PeftModel.from_pretrained(in_transformers(base), adapter).eval()
         theirs(input_ids=torch.tensor([[3, 4, 5]]),
@@ -125,16 +120,15 @@ def peft_scores(theirs, ours):
 def made_by_peft(peft, base, folder, name="default", seed=3, **config):
     """An adapter that PEFT made and saved, random all over -> the PEFT model."""
     kind = json.loads((base / "config.json").read_text())["model_type"]
-    config |= {} if "target_modules" in config or kind not in NO_DEFAULTS else {
-        "target_modules": NO_DEFAULTS[kind]
-    }
+    config |= ({} if "target_modules" in config or kind not in NO_DEFAULTS
+               else {"target_modules": NO_DEFAULTS[kind]})
     given = dict(task_type="SEQ_CLS", r=3, lora_alpha=5,
                  modules_to_save=["pooler", "classification_head", "pre_classifier", "head"])
     torch.manual_seed(seed)
     model = in_transformers(base)
     with torch.no_grad(), may_refuse():
-        theirs = peft.get_peft_model(model, peft.LoraConfig(**given | config),
-                                     adapter_name=name).eval()
+        config = peft.LoraConfig(**given | config)
+        theirs = peft.get_peft_model(model, config, adapter_name=name).eval()
         for path, parameter in theirs.named_parameters():
             if "lora_magnitude" in path:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -144,15 +138,15 @@ def made_by_peft(peft, base, folder, name="default", seed=3, **config):
     return theirs
 
 
-# ------------------------------------------------------------------------------------------------ ours -> PEFT
+# ----------------------------------------------------------------------------- ours -> PEFT
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_peft_answers_as_we_do_from_what_we_wrote(name, kind, bases, peft, tmp_path):
     ours = tuned(bases[name], **KINDS[kind][0])
     write_adapter(tmp_path, ours, base=str(bases[name]))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == HEADS[
-        name], f"{name}: PEFT would lose the head on its next save"
+    assert config["modules_to_save"] == HEADS[name], (
+        f"{name}: PEFT would lose the head on its next save")
     theirs = by_peft(peft, bases[name], tmp_path,
                      lambda own: made_by_peft(peft, bases[name], own, **KINDS[kind][1]))
     found = first_difference({"scores": peft_scores(theirs, ours)}, {"scores": scores(ours)}, FP32,
@@ -160,10 +154,10 @@ def test_peft_answers_as_we_do_from_what_we_wrote(name, kind, bases, peft, tmp_p
     assert found is None, f"{name}, {kind}: PEFT answers otherwise, head included: {found}"
     with may_refuse():
         theirs.save_pretrained(tmp_path / "again")
-    written, stored = (load_file(tmp_path / part / "adapter_model.safetensors")
-                       for part in (".", "again"))
-    assert set(written) == set(
-        stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
+    written, stored = (
+        load_file(tmp_path / part / "adapter_model.safetensors") for part in (".", "again"))
+    assert set(written) == set(stored), (
+        f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}")
 
 
 @pytest.mark.parametrize("name, kind", CASES)
@@ -175,15 +169,14 @@ def test_we_answer_as_peft_does_from_what_it_wrote(name, kind, bases, peft, tmp_
     found = first_difference({"scores": scores(ours)}, {"scores": peft_scores(theirs, ours)}, FP32,
                              relative=True)
     assert found is None, f"{name}, {kind}: we answer otherwise from what PEFT saved: {found}"
-    assert (
-        scores(ours) -
-        before).abs().max() > 0.05, f"{name}: the adapter does nothing, so this compares nothing"
+    assert (scores(ours) - before).abs().max() > 0.05, (
+        f"{name}: the adapter does nothing, so this compares nothing")
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert len(report.loaded) == len(stored), f"{name}: not every tensor was used"
 
 
-@pytest.mark.parametrize("name, bias", [("bert", "none"), ("bert", "all"), ("bert", "lora_only"), ("gpt2", "all"),
-                                        ("gpt2", "lora_only"), ("t5", "none")])
+@pytest.mark.parametrize("name, bias", [("bert", "none"), ("bert", "all"), ("bert", "lora_only"),
+                                        ("gpt2", "all"), ("gpt2", "lora_only"), ("t5", "none")])
 def test_biases_and_several_layers_of_one_name_travel_both_ways(name, bias, bases, peft, tmp_path):
     theirs = made_by_peft(peft, bases[name], tmp_path / "theirs", target_modules=SEVERAL[name],
                           bias=bias)
@@ -198,25 +191,27 @@ def test_biases_and_several_layers_of_one_name_travel_both_ways(name, bias, base
     found = first_difference({"scores": peft_scores(again, ours)}, {"scores": scores(ours)}, FP32,
                              relative=True)
     assert found is None, f"{name}, bias {bias}: PEFT answers otherwise from what we wrote: {found}"
-    written, stored = (load_file(tmp_path / who / "adapter_model.safetensors")
-                       for who in ("ours", "theirs"))
+    written, stored = (
+        load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
     stored = {n for n in stored if ".original_module." not in n and ".modules_to_save." not in n}
     assert set(written) == stored, f"{name}, bias {bias}: other tensors: {set(written) ^ stored}"
 
 
-WAYS = {                                        # to say which layers, in PEFT's config
+WAYS = {  # to say which layers, in PEFT's config
     "regex": ("bert", dict(target_modules=r".*\.1\.attention\.self\.(query|key)")),
     "all-linear": ("llama", dict(target_modules="all-linear")),
     "all-linear and its head": ("roberta", dict(target_modules="all-linear")),
     "exclude": ("gpt2", dict(target_modules=["c_proj", "c_attn"], exclude_modules=["mlp.c_proj"])),
     "exclude by regex": ("bert", dict(target_modules=["dense"], exclude_modules=r".*\.0\..*")),
     "layers": ("llama", dict(target_modules=["q_proj", "down_proj"], layers_to_transform=[1])),
-    "one layer of a pattern": ("t5", dict(target_modules=["q"], layers_to_transform=1, layers_pattern="block")),
+    "one layer of a pattern": ("t5", dict(target_modules=["q"], layers_to_transform=1,
+                                          layers_pattern="block")),
     "a whole norm": ("bert", dict(modules_to_save=["pooler", "embeddings.LayerNorm"])),
     "the numbers of a table": ("gemma", dict(modules_to_save=["embed_tokens"])),
     "a whole matrix that lies turned": ("gpt2", dict(modules_to_save=["h.0.attn.c_proj"])),
-    "both scales": ("gpt2", dict(target_modules=["c_attn", "c_proj"], rank_pattern={"mlp.c_proj": 2},
-                                 alpha_pattern={"h.0.attn.c_proj": 1}, use_rslora=True, use_dora=True)),
+    "both scales": ("gpt2",
+                    dict(target_modules=["c_attn", "c_proj"], rank_pattern={"mlp.c_proj": 2},
+                         alpha_pattern={"h.0.attn.c_proj": 1}, use_rslora=True, use_dora=True)),
 }
 
 
@@ -233,10 +228,11 @@ def test_peft_may_say_in_many_ways_which_layers(way, bases, peft, tmp_path):
     layers = [path for path, module in theirs.named_modules() if hasattr(module, "lora_A")]
     assert len(layers) == len(lora.find_wrapped(ours)), f"{way}: other layers than {layers}"
     write_adapter(tmp_path / "ours", ours, saved=record["modules_to_save"])
-    written, stored = (load_file(folder / "adapter_model.safetensors")
-                       for folder in (tmp_path / "ours", tmp_path))
-    assert set(written) == set(stored) and all(torch.equal(written[n], stored[n]) for n in stored), \
-        f"{way}: PEFT's tensors do not come out of the model as they went in"
+    written, stored = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "ours", tmp_path))
+    assert (set(written) == set(stored)
+            and all(torch.equal(written[n], stored[n]) for n in stored)), (
+        f"{way}: PEFT's tensors do not come out of the model as they went in")
 
 
 def test_lora_on_a_layer_of_the_head(peft, tmp_path):
@@ -256,13 +252,12 @@ def test_an_adapter_of_a_body_alone_spells_its_names_otherwise(tmp_path):
         config["target_modules"] = r"encoder\.layer\.\d\.attention\.self\.(query|value)"
         for n in list(tensors):
             tensors[n.replace("model.bert.", "model.")] = tensors.pop(n)
-
-    folder, ours = change(copied("bert", tmp_path),
-                          without_prefix), Classifier.load(STORED / "bert" / "base")
+    folder = change(copied("bert", tmp_path), without_prefix)
+    ours = Classifier.load(STORED / "bert" / "base")
     apply_adapter(ours, *read_adapter(folder))
     expected = load_file(STORED / "bert" / "expected.safetensors")["scores"]
-    assert first_difference({"scores": scores(ours)}, {"scores": expected}, FP32,
-                            relative=True) is None
+    assert (first_difference({"scores": scores(ours)}, {"scores": expected}, FP32, relative=True)
+            is None)
 
 
 def test_all_linear_as_a_word_in_the_file(bases, peft, tmp_path):
@@ -283,9 +278,8 @@ def test_a_head_that_peft_did_not_save_is_missed(name, lost, bases, peft, tmp_pa
     with pytest.raises(InputError, match="would stay random") as caught:
         apply_adapter(ours, *read_adapter(tmp_path))
     assert lost in str(caught.value)
-    assert torch.equal(scores(ours),
-                       before) and not any("lora" in n
-                                           for n, _ in ours.named_parameters()), "half applied"
+    assert (torch.equal(scores(ours), before)
+            and not any("lora" in n for n, _ in ours.named_parameters())), "half applied"
 
 
 def test_the_tensors_decide_what_learned_as_a_whole(bases, peft, tmp_path):
@@ -308,7 +302,7 @@ def test_an_adapter_of_another_name_lies_in_a_folder_of_that_name(bases, peft, t
                             relative=True) is None
 
 
-# ------------------------------------------------------------------------------------------------ stored, without PEFT
+# ----------------------------------------------------------------------------- stored, without PEFT
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_stored_adapters_of_peft_give_its_answers(name, bases):
@@ -323,40 +317,41 @@ def test_stored_adapters_of_peft_give_its_answers(name, bases):
 
 @pytest.mark.parametrize("name", ["llama-prefix", "gpt2-prefix", "bert-prompt", "llama-prompt"])
 def test_stored_prefixes_and_prompts_of_peft_travel_both_ways(name, tmp_path):
-    """Written and answered by the last pair of PEFT and transformers that does prefixes; each text alone, in float64."""
+    """By the last PEFT and transformers that do prefixes; each text alone, in float64."""
     folder = STORED / name
-    base = folder / json.loads(
-        (folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    expected, ours = load_file(folder /
-                               "expected.safetensors")["scores"], Classifier.load(base).double()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base = folder / config["base_model_name_or_path"]
+    expected = load_file(folder / "expected.safetensors")["scores"]
+    ours = Classifier.load(base).double()
     plain = scores(ours)
     record, tensors = read_adapter(folder)
     report = apply_adapter(ours, record, tensors)
-    assert len(report.loaded) == len(load_file(
-        folder / "adapter_model.safetensors")), f"{name}: not every tensor was used"
+    assert len(report.loaded) == len(load_file(folder / "adapter_model.safetensors")), (
+        f"{name}: not every tensor was used")
     with torch.no_grad():
         found = torch.cat([ours(collate(ours.encode([text])[0], [0], pad_id=0)) for text in TEXTS])
-    assert first_difference({"scores": found}, {"scores": expected}, 1e-9,
-                            relative=True) is None, f"{name}: not PEFT's answers"
-    assert first_difference({"scores": scores(ours)}, {"scores": found.float()}, 2 ** -23, relative=True) is None, \
-        f"{name}: batch mates or padding change an answer"
+    assert first_difference({"scores": found}, {"scores": expected}, 1e-9, relative=True) is None, (
+        f"{name}: not PEFT's answers")
+    apart = first_difference({"scores": scores(ours)}, {"scores": found.float()}, 2 ** -23,
+                             relative=True)
+    assert apart is None, f"{name}: batch mates or padding change an answer"
     assert (found - plain).abs().max() > 0.05, f"{name}: it does nothing, so this compares nothing"
     write_adapter(tmp_path, ours, base=record["base_model_name_or_path"])
-    written, stored = (load_file(place / "adapter_model.safetensors")
-                       for place in (tmp_path, folder))
-    assert set(written) == set(
-        stored), f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}"
-    assert all(torch.equal(written[n].to(stored[n].dtype), stored[n])
-               for n in stored), f"{name}: other numbers than PEFT's"
-    config, theirs = (json.loads((place / "adapter_config.json").read_text())
-                      for place in (tmp_path, folder))
+    written, stored = (
+        load_file(place / "adapter_model.safetensors") for place in (tmp_path, folder))
+    assert set(written) == set(stored), (
+        f"{name}: other tensors than PEFT writes: {set(written) ^ set(stored)}")
+    assert all(torch.equal(written[n].to(stored[n].dtype), stored[n]) for n in stored), (
+        f"{name}: other numbers than PEFT's")
+    config, theirs = (
+        json.loads((place / "adapter_config.json").read_text()) for place in (tmp_path, folder))
     for key in ("peft_type", "task_type", "num_virtual_tokens", "base_model_name_or_path"):
-        assert config[key] == theirs[
-            key], f"{name}: {key} is {config[key]!r} here, {theirs[key]!r} in PEFT"
+        assert config[key] == theirs[key], (
+            f"{name}: {key} is {config[key]!r} here, {theirs[key]!r} in PEFT")
     again = Classifier.load(base).double()
     apply_adapter(again, *read_adapter(tmp_path))
-    assert torch.equal(scores(again),
-                       scores(ours)), f"{name}: what we wrote of it answers otherwise"
+    assert torch.equal(scores(again), scores(ours)), (
+        f"{name}: what we wrote of it answers otherwise")
 
 
 def wrong_scale(config, tensors):
@@ -384,13 +379,12 @@ def other_layer(config, tensors):
 
 
 def random_head(config, tensors):
-    tensors.update({
-        n: torch.randn_like(t) for n, t in tensors.items()
-        if n.split(".")[2] in ("score", "classifier")
-    })
+    tensors.update({n: torch.randn_like(t)
+                    for n, t in tensors.items() if n.split(".")[2] in ("score", "classifier")})
 
 
-@pytest.mark.parametrize("wrong", [wrong_scale, exchanged, other_root, no_update, other_layer, random_head])
+@pytest.mark.parametrize("wrong", [
+    wrong_scale, exchanged, other_root, no_update, other_layer, random_head])
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_known_wrong_readings_are_seen(name, wrong, tmp_path):
     """The stored answers are far enough from each classical mistake, or the mistake is refused."""
@@ -403,7 +397,8 @@ def test_known_wrong_readings_are_seen(name, wrong, tmp_path):
     except InputError:
         return
     apart = (scores(ours) - expected).abs().max()
-    assert apart > 1e-3, f"{name}: {wrong.__name__} gives the right answers: the comparison sees nothing"
+    assert apart > 1e-3, (
+        f"{name}: {wrong.__name__} gives the right answers: the comparison sees nothing")
 
 
 def test_a_turned_matrix_of_gpt2_is_refused(bases, tmp_path):
@@ -416,7 +411,7 @@ def test_a_turned_matrix_of_gpt2_is_refused(bases, tmp_path):
         read_adapter(change(tmp_path, turn))
 
 
-# ------------------------------------------------------------------------------------------------ ours -> ours
+# ----------------------------------------------------------------------------- ours -> ours
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_an_adapter_comes_back_from_its_own_folder(name, kind, bases, tmp_path):
@@ -428,23 +423,25 @@ def test_an_adapter_comes_back_from_its_own_folder(name, kind, bases, tmp_path):
     assert json.loads(json.dumps(record)) == record
     apply_adapter(again, record, tensors)
     assert torch.equal(scores(again), scores(ours)), f"{name}: other bits"
-    assert {n for n, p in again.named_parameters() if p.requires_grad} == \
-        {n for n, p in ours.named_parameters() if p.requires_grad}, "training would go on with other weights"
+    learns, learned = ({n for n, p in model.named_parameters() if p.requires_grad}
+                       for model in (again, ours))
+    assert learns == learned, "training would go on with other weights"
     written_again = write_adapter(tmp_path / "again", again, base="somewhere")
     assert written_again == written
     for file in ("adapter_config.json", "adapter_model.safetensors"):
-        assert (tmp_path / "again" /
-                file).read_bytes() == (tmp_path / file).read_bytes(), f"{file}: other bytes"
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes(), (
+            f"{file}: other bytes")
 
 
 def test_layers_that_differ_are_named_in_full(bases, tmp_path):
     ours = tuned(bases["bert"], ["o_proj", "layers.1.up_proj"], ranks={r"layers\.1\.up_proj": 5},
                  alphas={r".*\.0\..*": 2})
     record = write_adapter(tmp_path, ours)
-    one, two = "bert.encoder.layer.0.attention.output.dense", "bert.encoder.layer.1.attention.output.dense"
+    one = "bert.encoder.layer.0.attention.output.dense"
+    two = "bert.encoder.layer.1.attention.output.dense"
     other = "bert.encoder.layer.1.intermediate.dense"
-    assert record["target_modules"] == sorted(
-        [one, two, other]), "the leaf 'dense' alone would mean other layers too"
+    assert record["target_modules"] == sorted([one, two, other]), (
+        "the leaf 'dense' alone would mean other layers too")
     assert record["rank_pattern"] == {other: 5} and record["alpha_pattern"] == {one: 2}
     again = classifier(bases["bert"], seed=8)
     apply_adapter(again, *read_adapter(tmp_path))
@@ -454,9 +451,8 @@ def test_layers_that_differ_are_named_in_full(bases, tmp_path):
 def test_an_adapter_that_would_lose_what_learned_is_not_written(bases, tmp_path):
     model = tuned(bases["bert"])
     model.backbone.embedding_norm.weight.requires_grad_(True)
-    with pytest.raises(
-            InputError,
-            match="1 parameters learn that the adapter would not hold, backbone.embedding_norm"):
+    fault = "1 parameters learn that the adapter would not hold, backbone.embedding_norm"
+    with pytest.raises(InputError, match=fault):
         write_adapter(tmp_path, model)
     write_adapter(tmp_path, model, saved=["embeddings.LayerNorm"])
     model = stir(tuned(bases["bert"], ["q_proj", "head.dense"]))
@@ -465,22 +461,22 @@ def test_an_adapter_that_would_lose_what_learned_is_not_written(bases, tmp_path)
     assert (tmp_path / "adapter_config.json").exists(), "what was saved before is gone"
 
 
-# ------------------------------------------------------------------------------------------------ prefix and prompt
+# ----------------------------------------------------------------------------- prefix and prompt
 
 def alone(theirs, ours):
-    """PEFT's answers, each text alone: behind a prompt it reads a decoder's answer at the last place, padding or not."""
+    """PEFT's answers, text by text: it reads a decoder's at the last place, padding or not."""
     given = [collate(ours.encode([text])[0], [0], pad_id=0) for text in TEXTS]
     with torch.no_grad(), may_refuse():
         return torch.cat(
             [theirs(input_ids=one.ids, attention_mask=one.mask).logits for one in given])
 
 
-@pytest.mark.parametrize("kind, name", [*(("prefix", name) for name in ("gpt2", "llama", "gemma2")),
-                                        *(("prompt", name) for name in ("bert", "roberta", "gpt2", "llama", "gemma"))])
+@pytest.mark.parametrize("kind, name", [
+    *(("prefix", name) for name in ("gpt2", "llama", "gemma2")),
+    *(("prompt", name) for name in ("bert", "roberta", "gpt2", "llama", "gemma"))])
 def test_prefix_and_prompt_travel_both_ways(kind, name, bases, peft, tmp_path):
-    more = {"prefix_projection": True, "encoder_hidden_size": 8} if (kind,
-                                                                     name) == ("prefix",
-                                                                               "llama") else {}
+    more = ({"prefix_projection": True, "encoder_hidden_size": 8}
+            if (kind, name) == ("prefix", "llama") else {})
 
     def made(folder):
         torch.manual_seed(5)
@@ -506,12 +502,14 @@ def test_prefix_and_prompt_travel_both_ways(kind, name, bases, peft, tmp_path):
     assert found is None, f"{kind} {name}: PEFT answers otherwise from what we wrote: {found}"
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("bert", "prefix"), ("deberta-v3", "projection"), ("t5", "prefix"), ("gemma3", "prompt"), ("t5", "prompt")])
+@pytest.mark.parametrize("name, kind", [("bert", "prefix"), ("deberta-v3", "projection"),
+                                        ("t5", "prefix"), ("gemma3", "prompt"), ("t5", "prompt")])
 def test_prefix_and_prompt_come_back_from_their_own_folder(name, kind, bases, tmp_path):
     ours = classifier(bases[name])
-    prompt.attach_prompt(ours, 3) if kind == "prompt" else prefix.attach_prefix(
-        ours, 3, kind == "projection")
+    if kind == "prompt":
+        prompt.attach_prompt(ours, 3)
+    else:
+        prefix.attach_prefix(ours, 3, kind == "projection")
     with torch.no_grad():
         for path, parameter in ours.named_parameters():
             learns = "prefix" in path or path.endswith(".vectors") or path.startswith("head.")
@@ -526,7 +524,7 @@ def test_prefix_and_prompt_come_back_from_their_own_folder(name, kind, bases, tm
         read_adapter(edited(tmp_path, num_virtual_tokens=4))
 
 
-# ------------------------------------------------------------------------------------------------ refusals
+# ----------------------------------------------------------------------------- refusals
 
 def copied(name, tmp_path):
     """A copy of a stored adapter."""
@@ -549,13 +547,15 @@ def change(folder, edit):
 
 
 @pytest.mark.parametrize("config, message", [
-    (dict(peft_type="ADALORA"), "peft_type 'ADALORA' is not supported; supported: LORA, PREFIX_TUNING, PROMPT_TUNING"),
+    (dict(peft_type="ADALORA"),
+     "peft_type 'ADALORA' is not supported; supported: LORA, PREFIX_TUNING, PROMPT_TUNING"),
     (dict(peft_type="IA3"), "peft_type 'IA3' is not supported"),
     (dict(use_qalora=True), "use_qalora = True is not supported"),
     (dict(layer_replication=[[0, 2]]), r"layer_replication = \[\[0, 2\]\] is not supported"),
     (dict(lora_bias=True), "lora_bias = True is not supported"),
     (dict(invented_next_year={"a": 1}), r"invented_next_year = \{'a': 1\} is not supported"),
-    (dict(init_lora_weights="pissa"), "init_lora_weights = 'pissa' .should be a start that leaves the base"),
+    (dict(init_lora_weights="pissa"),
+     "init_lora_weights = 'pissa' .should be a start that leaves the base"),
     (dict(r="8"), "r = '8' .should be a whole number from 1"),
     (dict(r=None), "r = None .should be a whole number"),
     (dict(lora_alpha=0), "lora_alpha = 0 .should be a number above 0"),
@@ -597,11 +597,14 @@ def dropped(part):
 
 
 @pytest.mark.parametrize("edit, message", [
-    (dropped("layers.1.self_attn.v_proj.lora_B"), "layers.1.self_attn.v_proj has lora_A, should have lora_A, lora_B"),
-    (dropped("layers.1.self_attn.v_proj"), r"mean model.layers.1.self_attn.v_proj, the file has nothing for it"),
+    (dropped("layers.1.self_attn.v_proj.lora_B"),
+     "layers.1.self_attn.v_proj has lora_A, should have lora_A, lora_B"),
+    (dropped("layers.1.self_attn.v_proj"),
+     r"mean model.layers.1.self_attn.v_proj, the file has nothing for it"),
     (dropped("score"), "nothing fills head.out.weight .score.weight."),
     (renamed("v_proj", "k_proj"), "k_proj has lora_A, should have"),
-    (renamed("lora_A", "lora_embedding_A"), "lora_embedding_A.* is no tensor of LoRA on a linear layer"),
+    (renamed("lora_A", "lora_embedding_A"),
+     "lora_embedding_A.* is no tensor of LoRA on a linear layer"),
     (lambda config, tensors: tensors.update({"base_model.model.stray.weight": torch.ones(2)}),
      r"'stray.weight' \(2,\) has no place in this model"),
     (lambda config, tensors: tensors.update({"base_model.model.model.norm.weight": torch.ones(32)}),
@@ -609,23 +612,28 @@ def dropped(part):
     (lambda config, tensors: config.update(target_modules=["q_proj"]),
      "v_proj is in the file, but the config does not mean it"),
     (lambda config, tensors: config.update(r=4), r"lora_A is \(3, 16\), should be \(4, 16\)"),
-    (lambda config, tensors: config.update(rank_pattern={"v_proj": 2}), r"lora_B is \(8, 3\), should be \(8, 2\)"),
-    (lambda config, tensors: config.update(alpha_pattern={"vproj": 2}), "pattern 'vproj' decides about none"),
-    (lambda config, tensors: config.update(modules_to_save=["score", "norm"]), "nothing fills backbone.final_norm.weight"),
+    (lambda config, tensors: config.update(rank_pattern={"v_proj": 2}),
+     r"lora_B is \(8, 3\), should be \(8, 2\)"),
+    (lambda config, tensors: config.update(alpha_pattern={"vproj": 2}),
+     "pattern 'vproj' decides about none"),
+    (lambda config, tensors: config.update(modules_to_save=["score", "norm"]),
+     "nothing fills backbone.final_norm.weight"),
     (lambda config, tensors: config.update(bias="all"),
      "nothing fills backbone.layers.0.*bias.*: it learned, by the config"),
     (lambda config, tensors: tensors.update({"base_model.model.norm.weight": torch.ones(16),
-                                             "base_model.model.model.norm.weight": torch.ones(16)}) or
-     config.update(modules_to_save=["norm"]), "fills backbone.final_norm.weight a second time"),
-    (spoiled("score", lambda t: t[:2]), r"'score.weight' is \(2, 16\), head.out.weight is \(3, 16\)"),
-    (lambda config, tensors: tensors.update(prompt_embeddings=torch.ones(2, 3)), "'prompt_embeddings' .* has no place"),
+                                             "base_model.model.model.norm.weight": torch.ones(16)})
+     or config.update(modules_to_save=["norm"]), "fills backbone.final_norm.weight a second time"),
+    (spoiled("score", lambda t: t[:2]),
+     r"'score.weight' is \(2, 16\), head.out.weight is \(3, 16\)"),
+    (lambda config, tensors: tensors.update(prompt_embeddings=torch.ones(2, 3)),
+     "'prompt_embeddings' .* has no place"),
     (spoiled("lora_B", lambda t: t * torch.inf), "holds values that are not finite"),
     (spoiled("lora_B", lambda t: t.int()), "holds torch.int32, floats are expected"),
     (spoiled("score", lambda t: t * torch.nan), "'score.weight' holds values that are not finite"),
 ])
 def test_tensors_that_do_not_fit_are_named(edit, message, tmp_path):
-    folder, ours = change(copied("llama", tmp_path),
-                          edit), Classifier.from_backbone(STORED / "llama" / "base", LABELS)
+    folder = change(copied("llama", tmp_path), edit)
+    ours = Classifier.from_backbone(STORED / "llama" / "base", LABELS)
     with pytest.raises(InputError, match=message):
         apply_adapter(ours, *read_adapter(folder))
     assert not any("lora" in n for n, _ in ours.named_parameters()), "it was applied by half"
@@ -634,9 +642,8 @@ def test_tensors_that_do_not_fit_are_named(edit, message, tmp_path):
 def test_a_pickle_is_never_opened(tmp_path):
     folder = copied("llama", tmp_path)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(
-            InputError,
-            match="only adapter_model.bin, which is a pickle and never opened here; convert it"):
+    fault = "only adapter_model.bin, which is a pickle and never opened here; convert it"
+    with pytest.raises(InputError, match=fault):
         read_adapter(folder)
 
 
@@ -650,13 +657,13 @@ def test_an_adapter_of_another_base_or_of_other_classes_is_refused(bases, tmp_pa
     apply_adapter(classifier(bases["bert"]), *read_adapter(tmp_path))
 
 
-@pytest.mark.skipif(not RAW.exists(), reason="the published adapter of microsoft/LoRA is not at hand")
+@pytest.mark.skipif(
+    not RAW.exists(), reason="the published adapter of microsoft/LoRA is not at hand")
 def test_a_published_adapter_of_microsoft_has_a_place_for_every_tensor(tmp_path):
     """A RoBERTa-base without memory; alpha stands in the paper's table, not in the file."""
     shutil.copy(RAW, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(
-            InputError,
-            match="files of microsoft/LoRA have none, write one with peft_type, r, lora_alpha"):
+    fault = "files of microsoft/LoRA have none, write one with peft_type, r, lora_alpha"
+    with pytest.raises(InputError, match=fault):
         read_adapter(tmp_path)
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Prediction as a stream: window by window, with flat memory, and a run that was stopped ends as if it had not been.
+"""Prediction as a stream: window by window, in flat memory; a stopped run ends as if it were not.
 
 Windows are made small, so that a handful of rows fills several; the models are tiny.
 """
@@ -29,20 +29,19 @@ from minillmclf.models import initialise_weights
 from minillmclf.text.table_files import read_table, read_chunks
 
 LABELS = list(small.TOPICS)
-TEXTS = [text
-         for text, _ in small.texts_of(random.Random(1), 22)]  # five windows of four, and two rows
+# five windows of four, and two rows
+TEXTS = [text for text, _ in small.texts_of(random.Random(1), 22)]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Saved classifiers by name: of one class a text, of several, and of two answers to a prompt."""
-    folder, body = tmp_path_factory.mktemp("models"), small.bert_folder(
-        tmp_path_factory.mktemp("bert"), layers=1)
-    made = {
-        "one": Classifier.from_backbone(body, LABELS),
-        "several": Classifier.from_backbone(body, LABELS, multi_label=True),
-        "preference": Classifier.from_backbone(body, ["a", "b", "tie"], preference={"kind": "head"})
-    }
+    """Saved classifiers by name: one class a text, several, and two answers to a prompt."""
+    folder = tmp_path_factory.mktemp("models")
+    body = small.bert_folder(tmp_path_factory.mktemp("bert"), layers=1)
+    made = {"one": Classifier.from_backbone(body, LABELS),
+            "several": Classifier.from_backbone(body, LABELS, multi_label=True),
+            "preference": Classifier.from_backbone(body, ["a", "b", "tie"],
+                                                   preference={"kind": "head"})}
     for name, model in made.items():
         initialise_weights(model.head, seed=0, std=1.0)
         if name != "preference":  # so that texts are answered differently
@@ -53,7 +52,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def ask(models, capsys, monkeypatch):
-    """ask(*arguments, model="one") -> exit code, stdout, stderr of predict, with windows of four rows."""
+    """ask(*arguments, model="one") -> exit code, stdout, stderr of predict; four rows a window."""
     monkeypatch.setattr(stream, "WINDOW", 4)
 
     def ask(*given, model="one"):
@@ -70,8 +69,9 @@ def data(tmp_path):
 
 @pytest.fixture
 def windows(monkeypatch):
-    """windows.stop = 3 stops the run as the third window is to be written; windows.seen: the texts of those before. Ctrl-C
-    counts here even where the tests themselves run in the background, for which a shell lets it be ignored."""
+    """windows.stop = 3 stops the run as the third window is to be written; windows.seen: the texts
+    of those before. Ctrl-C counts here even where the tests themselves run in the background, for
+    which a shell lets it be ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     state, real = SimpleNamespace(stop=None, seen=[], number=signal.SIGINT), predict.render_answers
 
@@ -95,7 +95,7 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-# ------------------------------------------------------------------------------------------------ rows as a stream
+# ------------------------------------------------------------------------ rows as a stream
 
 FILES = {
     "lines within quotes": ("f.csv", 'text,id\n"a\n\nb",1\nc,2\n\n"d\r\ne",3\n"f\n",4\ng,5\n'),
@@ -111,14 +111,15 @@ def test_windows_hold_the_rows_of_the_table(tmp_path, name, content, size):
     path = tmp_path / name
     path.write_bytes(content.encode())
     table, parts = read_table(path), list(read_chunks(path, size))
-    assert [row for part in parts
-            for row in part.rows] == table.rows, "a row got lost or changed at a window's edge"
+    assert [row for part in parts for row in part.rows] == table.rows, (
+        "a row got lost or changed at a window's edge")
     assert {len(part.rows) for part in parts[:-1]} <= {size} and parts[-1].columns == table.columns
     assert len(table.rows) % size == 0 or parts[-1].sha256 == table.sha256
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.sampled_from(["a", ",", "\n", "\r\n", "\r", '"', '""', '"x\ny"', "é", "\u2028"]), max_size=14), st.integers(1, 3))
+@given(st.lists(st.sampled_from(["a", ",", "\n", "\r\n", "\r", '"', '""', '"x\ny"', "é", "\u2028"]),
+                max_size=14), st.integers(1, 3))
 def test_any_csv_is_read_alike_both_ways(tmp_path_factory, parts, size):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes("".join(parts).encode())
@@ -145,9 +146,8 @@ def test_a_bad_row_in_the_third_window(ask, tmp_path, content, words):
     path, out = tmp_path / "bad.csv", tmp_path / "answers.jsonl"
     path.write_bytes(content)
     code, printed, said = ask("--data", path, "--out", out)
-    assert (code, printed) == (
-        2,
-        "") and said.startswith(f"error: {path}") and said.count("\n") == 1 and words in said, said
+    assert ((code, printed) == (2, "") and said.startswith(f"error: {path}")
+            and said.count("\n") == 1 and words in said), said
     assert names(tmp_path) == {"bad.csv", "answers.jsonl.part", "answers.jsonl.part.json"}
     path.write_bytes(b"text\n" + b"x\n" * 10)  # what was answered is as it was, so it still counts
     code, _, said = ask("--data", path, "--out", out)
@@ -157,8 +157,8 @@ def test_a_bad_row_in_the_third_window(ask, tmp_path, content, words):
 
 def test_a_bad_row_in_the_first_window_leaves_nothing(ask, tmp_path):
     path = write_rows(tmp_path / "bad.csv", [["x"], [" "]])
-    assert ask("--data", path, "--out",
-               tmp_path / "answers.csv")[0] == 2 and names(tmp_path) == {"bad.csv"}
+    assert (ask("--data", path, "--out", tmp_path / "answers.csv")[0] == 2
+            and names(tmp_path) == {"bad.csv"})
 
 
 def test_what_the_model_refuses_is_counted_from_the_start(ask, data, monkeypatch):
@@ -170,36 +170,34 @@ def test_what_the_model_refuses_is_counted_from_the_start(ask, data, monkeypatch
         return real(model, texts, training)
     monkeypatch.setattr(Classifier, "encode", encode)
     code, out, said = ask("--data", data)
-    assert (code, said) == (2, "error: after 8 rows: text 2: too long\n") and len(
-        out.splitlines()) == 8
+    assert ((code, said) == (2, "error: after 8 rows: text 2: too long\n")
+            and len(out.splitlines()) == 8)
 
 
-# ------------------------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------ answers
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_order_and_form_are_those_of_one_window(ask, data, models, monkeypatch, kind):
     found = ask("--data", data, "--format", kind)[1]
     monkeypatch.setattr(stream, "WINDOW", 4096)
     whole = ask("--data", data, "--format", kind)[1]
-    rows = list(csv.DictReader(io.StringIO(found))) if kind == "csv" else [
-        json.loads(line) for line in found.splitlines()
-    ]
+    rows = (list(csv.DictReader(io.StringIO(found))) if kind == "csv"
+            else [json.loads(line) for line in found.splitlines()])
     assert [row["text"] for row in rows] == TEXTS, "answers are not in the order of the rows"
-    assert len(found.splitlines()) == len(
-        whole.splitlines()) == 22 + (kind == "csv"), "a header at each window"
+    assert len(found.splitlines()) == len(whole.splitlines()) == 22 + (kind == "csv"), (
+        "a header at each window")
     p = Classifier.load(models / "one").predict(TEXTS)
-    assert [row["label"] for row in rows] == [LABELS[best]
-                                              for best in p.argmax(1)] and len(set(p.argmax(1))) > 1
+    assert ([row["label"] for row in rows] == [LABELS[best] for best in p.argmax(1)]
+            and len(set(p.argmax(1))) > 1)
     for row, expected in zip(rows, p.tolist()):
-        numbers = [float(row[f"p_{name}"])
-                   for name in LABELS] if kind == "csv" else list(row["probabilities"].values())
+        numbers = ([float(row[f"p_{name}"]) for name in LABELS] if kind == "csv"
+                   else list(row["probabilities"].values()))
         assert numbers == pytest.approx(expected, abs=2e-6)
 
 
 def test_several_labels(ask, data, models):
-    found = [
-        json.loads(line)["label"] for line in ask("--data", data, model="several")[1].splitlines()
-    ]
+    found = [json.loads(line)["label"]
+             for line in ask("--data", data, model="several")[1].splitlines()]
     model = Classifier.load(models / "several")
     assert found == model.answers(model.predict(TEXTS)) and len(set(found)) > 1
 
@@ -210,18 +208,16 @@ def test_three_texts_a_row(ask, tmp_path, models):
     found = [json.loads(line) for line in ask("--data", path, model="preference")[1].splitlines()]
     assert [(row["text_a"], row["text_b"], row["text_c"]) for row in found] == rows
     expected = Classifier.load(models / "preference").predict(rows)
-    assert [list(row["probabilities"].values())
-            for row in found] == [pytest.approx(p, abs=2e-6) for p in expected.tolist()]
+    assert [list(row["probabilities"].values()) for row in found] == [
+        pytest.approx(p, abs=2e-6) for p in expected.tolist()]
 
 
 def test_jsonl_with_a_column_of_its_own_name(ask, tmp_path):
     path = tmp_path / "f.jsonl"
-    path.write_text("".join(
-        json.dumps({"n": n, "words": text}) + "\n" for n, text in enumerate(TEXTS)))
-    found = [
-        json.loads(line)["text"]
-        for line in ask("--data", path, "--text-column", "words")[1].splitlines()
-    ]
+    path.write_text(
+        "".join(json.dumps({"n": n, "words": text}) + "\n" for n, text in enumerate(TEXTS)))
+    found = [json.loads(line)["text"]
+             for line in ask("--data", path, "--text-column", "words")[1].splitlines()]
     assert found == TEXTS
 
 
@@ -232,14 +228,16 @@ def test_standard_input_is_answered_as_it_comes(ask, monkeypatch):
     def lines():
         for number, text in enumerate(TEXTS):
             there = printed.buffer.getvalue().count(b"\n")
-            assert there == number - number % 4, f"before line {number + 1}, {there} answers had been written"
+            assert there == number - number % 4, (
+                f"before line {number + 1}, {there} answers had been written")
             yield text.encode() + b"\r\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines()))
     assert ask()[0] == 0
     assert [json.loads(line)["text"] for line in printed.buffer.getvalue().splitlines()] == TEXTS
 
 
-@pytest.mark.parametrize("bad, words", [(b" \n", "line 10 is empty"), (b"caf\xe9\n", "line 10: not UTF-8 at byte offset 21")])
+@pytest.mark.parametrize("bad, words", [
+    (b" \n", "line 10 is empty"), (b"caf\xe9\n", "line 10: not UTF-8 at byte offset 21")])
 def test_standard_input_that_ends_badly_leaves_no_file(ask, tmp_path, monkeypatch, bad, words):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"x\n" * 9 + bad)))
     code, _, said = ask("--out", tmp_path / "answers.csv")
@@ -249,11 +247,11 @@ def test_standard_input_that_ends_badly_leaves_no_file(ask, tmp_path, monkeypatc
 def test_how_far_it_is(ask, data, monkeypatch):
     monkeypatch.setattr(stream, "LINE_SECONDS", 0)
     said = ask("--data", data)[2].splitlines()
-    assert [line.split(" rows, ")[0]
-            for line in said] == ["4", "8", "12", "16", "20"] and said[0].endswith(" rows/s")
+    assert ([line.split(" rows, ")[0] for line in said] == ["4", "8", "12", "16", "20"]
+            and said[0].endswith(" rows/s"))
 
 
-# ------------------------------------------------------------------------------------------------ stopped, and gone on with
+# ------------------------------------------------------------------------ stopped, and gone on with
 
 @pytest.fixture
 def expected(ask, data, tmp_path):
@@ -274,11 +272,11 @@ def test_a_run_that_was_stopped_goes_on(ask, data, expected, windows, tmp_path, 
     out.write_text("earlier answers\n")
     windows.seen, windows.stop, windows.number = [], 3, number
     code, printed, said = ask("--data", data, "--out", out, "--overwrite")
-    assert code == 130 and printed == f"stopped; 8 rows are in {out}.part, the same command goes on from there\n", (
-        printed, said)
+    stop = f"stopped; 8 rows are in {out}.part, the same command goes on from there\n"
+    assert (code, printed) == (130, stop), (printed, said)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "SIGTERM is left as it was"
-    assert out.read_text() == "earlier answers\n" and whole.startswith(
-        (tmp_path / f"{name}.part").read_bytes())
+    assert (out.read_text() == "earlier answers\n"
+            and whole.startswith((tmp_path / f"{name}.part").read_bytes()))
     windows.seen, windows.stop = [], 2                              # and stopped again
     assert ask("--data", data, "--out", out, "--overwrite")[0] == 130
     windows.seen, windows.stop = [], None
@@ -305,20 +303,18 @@ def test_answers_behind_the_record_do_not_count(ask, data, expected, windows, tm
     stopped(ask, windows, data, out)
     with open(f"{out}.part", "ab") as file:
         file.write(b"half a row" * 500)
-    assert "going on after 8 rows" in ask("--data", data, "--out",
-                                          out)[2] and out.read_bytes() == whole
+    assert ("going on after 8 rows" in ask("--data", data, "--out", out)[2]
+            and out.read_bytes() == whole)
 
 
 def fewer(part, record):
     os.truncate(part, part.stat().st_size - 1)
 
 
-ANEW = {
-    "a shorter part": (fewer, "holds less than its record says"),
-    "no part": (lambda part, _: part.unlink(), "holds less"),
-    "half a record": (lambda _, record: os.truncate(record, 20), "has a broken record"),
-    "a foreign record": (lambda _, record: record.write_text("{}"), "another kind of record")
-}
+ANEW = {"a shorter part": (fewer, "holds less than its record says"),
+        "no part": (lambda part, _: part.unlink(), "holds less"),
+        "half a record": (lambda _, record: os.truncate(record, 20), "has a broken record"),
+        "a foreign record": (lambda _, record: record.write_text("{}"), "another kind of record")}
 
 
 @pytest.mark.parametrize("change, words", ANEW.values(), ids=ANEW)
@@ -328,9 +324,8 @@ def test_a_part_that_is_no_use(ask, data, expected, windows, tmp_path, change, w
     change(tmp_path / "answers.csv.part", tmp_path / "answers.csv.part.json")
     code, _, said = ask("--data", data, "--out", out)
     assert code == 0 and words in said and "starting anew" in said and said.count("\n") == 2, said
-    assert sum(windows.seen, []) == TEXTS and out.read_bytes() == whole and names(tmp_path) == {
-        "data.csv", "answers.csv"
-    }
+    assert (sum(windows.seen, []) == TEXTS and out.read_bytes() == whole
+            and names(tmp_path) == {"data.csv", "answers.csv"})
 
 
 def test_changed_rows(ask, data, windows, tmp_path):
@@ -340,8 +335,7 @@ def test_changed_rows(ask, data, windows, tmp_path):
         stopped(ask, windows, data, out)
         write_rows(data, [["a rose" if n == row else text] for n, text in enumerate(TEXTS)])
         said = ask("--data", data, "--out", out, "--overwrite")[2]
-        assert ("is of other rows: starting anew" in said, "going on"
-                in said) == (anew, not anew), said
+        assert ("is of other rows: starting anew" in said) == anew != ("going on" in said), said
         fresh = ask("--data", data, "--format", "csv")[1]
         assert out.read_text() == fresh
     stopped(ask, windows, data, out)
@@ -353,10 +347,10 @@ def test_changed_rows(ask, data, windows, tmp_path):
 def test_another_model_or_form(ask, models, data, windows, tmp_path):
     out = tmp_path / "answers.csv"
     given = ("--data", data, "--out", out, "--overwrite")
-    for more, model, words in (([], "several", "another model:"), (["--format", "jsonl"], "one",
-                                                                   "another format:"),
-                               (["--text-column", "text"], "one", "another text columns:"),
-                               (["--show-cut"], "one", "another cut column:")):
+    for more, model, words in (
+            ([], "several", "another model:"), (["--format", "jsonl"], "one", "another format:"),
+            (["--text-column", "text"], "one", "another text columns:"),
+            (["--show-cut"], "one", "another cut column:")):
         stopped(ask, windows, data, out)
         assert words in ask(*given, *more, model=model)[2]
         assert out.read_text() == ask("--data", data, "--format", "csv", *more, model=model)[1]
@@ -371,9 +365,11 @@ def test_another_model_or_form(ask, models, data, windows, tmp_path):
         shutil.rmtree(models / "copied")
 
 
-def test_a_record_counts_no_answers_of_another_run(ask, data, expected, windows, tmp_path,
-                                                   monkeypatch):
-    """Another run starts anew, and the power fails before its first record, when the part is longer than the old one says."""
+def test_a_record_counts_no_answers_of_another_run(
+        ask, data, expected, windows, tmp_path, monkeypatch):
+    """Another run starts anew; power fails before its first record.
+
+    Its part is then longer than the old record says."""
     out, cut, whole = tmp_path / "answers.csv", tmp_path / "cut", expected("answers.csv")
     stopped(ask, windows, data, out, after=1)
     shutil.copy(data, tmp_path / "first.csv")
@@ -391,9 +387,9 @@ def test_a_record_counts_no_answers_of_another_run(ask, data, expected, windows,
 
 
 def test_whatever_a_power_cut_leaves(ask, expected, data, tmp_path, monkeypatch):
-    """The disk before each file is brought to it, put in place or removed: from each state the same command ends alike."""
-    write_rows(data, [[text] for text in TEXTS[:8]
-                      ])  # the last window is full: nothing may follow the last record
+    """The disk before each file is written, put in place or removed: each state ends alike."""
+    # the last window is full: nothing may follow the last record
+    write_rows(data, [[text] for text in TEXTS[:8]])
     work, states, whole = tmp_path / "work", tmp_path / "states", expected("answers.csv")
     number = itertools.count()
     with monkeypatch.context() as patch:
@@ -407,9 +403,8 @@ def test_whatever_a_power_cut_leaves(ask, expected, data, tmp_path, monkeypatch)
     for state in sorted(states.iterdir()):
         code, _, said = ask("--data", data, "--out", state / "answers.csv")
         assert code == 0 and names(state) == {"answers.csv"}, (state.name, said)
-        assert (
-            state /
-            "answers.csv").read_bytes() == whole, f"from state {state.name} the answers are others"
+        assert (state / "answers.csv").read_bytes() == whole, (
+            f"from state {state.name} the answers are others")
         went_on.add(said.splitlines()[0])
     assert {f"going on after {rows} rows of an earlier run" for rows in (4, 8)} <= went_on, went_on
 
@@ -418,9 +413,8 @@ def test_out_that_is_a_folder(ask, data, tmp_path):
     refused(lambda: stream.check_answer_files(tmp_path, True, []), tmp_path,
             "could not be written", "no ordinary file")
     before = names(tmp_path.parent)
-    assert ask("--data", data, "--out", tmp_path)[0] == 2 and names(tmp_path) == {
-        "data.csv"
-    } and names(tmp_path.parent) == before
+    assert (ask("--data", data, "--out", tmp_path)[0] == 2 and names(tmp_path) == {"data.csv"}
+            and names(tmp_path.parent) == before)
 
 
 def test_a_full_disk_keeps_what_is_done(ask, data, expected, tmp_path, monkeypatch):
@@ -433,14 +427,14 @@ def test_a_full_disk_keeps_what_is_done(ask, data, expected, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_room)
         code, _, said = ask("--data", data, "--out", out)
-    assert code == 2 and said.count(
-        "\n") == 1 and "No space left" in said and "goes on after 8 rows" in said, said
-    assert "going on after 8 rows" in ask("--data", data, "--out",
-                                          out)[2] and out.read_bytes() == whole
+    assert (code == 2 and said.count("\n") == 1 and "No space left" in said
+            and "goes on after 8 rows" in said), said
+    assert ("going on after 8 rows" in ask("--data", data, "--out", out)[2]
+            and out.read_bytes() == whole)
 
 
 def test_a_short_window_is_not_on_record(ask, data, tmp_path, monkeypatch):
-    """It was the last; where rows are added before the run goes on, its rows belong to a full window."""
+    """It was the last; if rows are added before the run goes on, its own go into a full window."""
     out = tmp_path / "answers.csv"
 
     def no_place(*_):
@@ -453,11 +447,11 @@ def test_a_short_window_is_not_on_record(ask, data, tmp_path, monkeypatch):
     assert out.read_text() == ask("--data", data, "--format", "csv")[1]
 
 
-# ------------------------------------------------------------------------------------------------ memory
+# ------------------------------------------------------------------------ memory
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_memory_does_not_grow_with_the_rows(ask, tmp_path, monkeypatch, kind):
-    """Five times as many rows, of texts that repeat, so that what the tokenizer keeps of them is the same for both."""
+    """Five times the rows, of texts that repeat, so that the tokenizer keeps as much for both."""
     monkeypatch.setattr(stream, "WINDOW", 128)
     peaks = []
     for rows in (128, 256, 1280):  # the first run pays for what is loaded once
@@ -473,5 +467,5 @@ def test_memory_does_not_grow_with_the_rows(ask, tmp_path, monkeypatch, kind):
         finally:
             tracemalloc.stop()
         assert (tmp_path / "answers").read_bytes().count(b"\n") == rows
-    assert peaks[2] < 1.5 * peaks[
-        1], f"256 rows took {peaks[1]:,} bytes at the peak, 1,280 rows {peaks[2]:,}"
+    assert peaks[2] < 1.5 * peaks[1], (
+        f"256 rows took {peaks[1]:,} bytes at the peak, 1,280 rows {peaks[2]:,}")

@@ -1,8 +1,9 @@
-"""Do learned prefixes and prompts stand where the papers put them: before every text, as if they were part of it?
+"""Do learned prefixes and prompts stand where the papers put them: before a text, as part of it?
 
-The strongest check needs no second implementation. The keys and values that the beginning of a real text leaves in every
-layer are taken for a prefix, and the vectors of real words for a prompt: then the rest of the text must be read as if it
-had its beginning still. Known-wrong variants must fail that. Where PEFT is installed, it must find the same logits.
+The strongest check needs no second implementation. The keys and values that the beginning of a real
+text leaves in every layer are taken for a prefix, and the vectors of real words for a prompt: then
+the rest of the text must be read as if it had its beginning still. Known-wrong variants must fail
+that. Where PEFT is installed, it must find the same logits.
 """
 import json
 import math
@@ -44,27 +45,32 @@ from minillmclf.tuning.prompt import PromptedEncode, attach_prompt, detach_promp
 BERT = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
             intermediate_size=24, max_position_embeddings=24, type_vocab_size=2,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-DEBERTA = dict(BERT, type_vocab_size=0, relative_attention=True, pos_att_type=["c2p", "p2c"],
-               share_att_key=True, position_buckets=8, position_biased_input=False,
-               norm_rel_ebd="layer_norm")
+DEBERTA = dict(BERT, type_vocab_size=0, relative_attention=True,
+               pos_att_type=["c2p", "p2c"], share_att_key=True,
+               position_buckets=8, position_biased_input=False, norm_rel_ebd="layer_norm")
 LLAMA = dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=6, intermediate_size=24, rms_norm_eps=1e-6,
-             max_position_embeddings=24)
+             num_key_value_heads=2, head_dim=6,
+             intermediate_size=24, rms_norm_eps=1e-6, max_position_embeddings=24)
 WINDOW = dict(LLAMA, sliding_window=4)
 GEMMA = dict(WINDOW, query_pre_attn_scalar=6,
              layer_types=["sliding_attention", "full_attention", "sliding_attention"])
-FAMILIES = {                                       # name -> (class, config, model_type for its head)
+FAMILIES = {  # name -> (class, config, model_type for its head)
     "bert": (Bert, BERT, "bert"),
-    "distilbert": (DistilBert, dict(vocab_size=50, dim=16, n_layers=3, n_heads=4, hidden_dim=24, max_position_embeddings=24,
-                                    dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0), "distilbert"),
+    "distilbert": (DistilBert, dict(vocab_size=50, dim=16, n_layers=3, n_heads=4, hidden_dim=24,
+                                    max_position_embeddings=24, dropout=0.0, attention_dropout=0.0,
+                                    seq_classif_dropout=0.0), "distilbert"),
     "roberta": (Roberta, dict(BERT, max_position_embeddings=26, type_vocab_size=1), "roberta"),
     "deberta": (Deberta, DEBERTA, "deberta-v2"),
-    "deberta with all": (Deberta, dict(DEBERTA, position_biased_input=True, position_buckets=-1, share_att_key=False,
-                                       max_relative_positions=6, type_vocab_size=2), "deberta-v2"),
-    "modernbert": (ModernBert, dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
-                                    intermediate_size=24, max_position_embeddings=24, local_attention=8), "modernbert"),
-    "gpt2": (GPT2, dict(vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=24, embd_pdrop=0.0, resid_pdrop=0.0,
-                        attn_pdrop=0.0), "gpt2"),
+    "deberta with all": (Deberta,
+                         dict(DEBERTA, position_biased_input=True, position_buckets=-1,
+                              share_att_key=False, max_relative_positions=6, type_vocab_size=2),
+                         "deberta-v2"),
+    "modernbert": (ModernBert,
+                   dict(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
+                        intermediate_size=24, max_position_embeddings=24, local_attention=8),
+                   "modernbert"),
+    "gpt2": (GPT2, dict(vocab_size=50, n_embd=16, n_layer=3, n_head=4, n_positions=24,
+                        embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0), "gpt2"),
     "llama": (Llama, LLAMA, "llama"),
     "mistral": (Mistral, WINDOW, "mistral"),
     "qwen2": (Qwen2, dict(WINDOW, use_sliding_window=True, max_window_layers=1), "qwen2"),
@@ -72,15 +78,13 @@ FAMILIES = {                                       # name -> (class, config, mod
     "gemma": (Gemma, LLAMA, "gemma"),
     "gemma2": (Gemma2, GEMMA, "gemma2"),
     "gemma3": (Gemma3, GEMMA, "gemma3"),
-    "t5": (T5, dict(vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=4,
-                    is_encoder_decoder=True, dropout_rate=0.0), "t5"),
+    "t5": (T5, dict(vocab_size=50, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_decoder_layers=3,
+                    num_heads=4, is_encoder_decoder=True, dropout_rate=0.0), "t5"),
 }
-WRITERS = [
-    name for name in FAMILIES
-    if not name.startswith(("bert", "distilbert", "roberta", "deberta", "modernbert"))
-]
-SHAPES = {name: (3, 2, 6) if name in WRITERS else (3, 4, 4)
-          for name in FAMILIES} | {"gpt2": (3, 4, 4), "t5": (3, 4, 6)}
+WRITERS = [name for name in FAMILIES
+           if not name.startswith(("bert", "distilbert", "roberta", "deberta", "modernbert"))]
+SHAPES = {name: (3, 2, 6) if name in WRITERS else (3, 4, 4) for name in FAMILIES}
+SHAPES |= {"gpt2": (3, 4, 4), "t5": (3, 4, 6)}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -94,7 +98,8 @@ class Whole(nn.Module):
         self.head = build_head(model_type, self.backbone, 3)
         initialise_weights(self, 0, std=0.3)
         if not self.backbone.has_logits:
-            self.backbone.tied = True  # these lack a head of their own; any matrix will do to write with
+            # these lack a head of their own; any matrix will do to write with
+            self.backbone.tied = True
         self.backbone.source_config = config
         self.eval()
 
@@ -109,7 +114,7 @@ def draw(*shape, seed=0):
 
 
 def padded(rows, left):
-    """Lists of ids -> ids and mask (B, T); padding on the left or the right, with an id that is a word as well."""
+    """Lists of ids -> ids, mask (B, T); padding left or right, with an id that is a word too."""
     width = max(map(len, rows))
     ids, mask = torch.full((len(rows), width), 7), torch.zeros(len(rows), width, dtype=torch.long)
     for number, row in enumerate(rows):
@@ -127,10 +132,10 @@ def disturb(model, size=1.0):
                 parameter.normal_(0.0, size, generator=generator)
 
 
-# ------------------------------------------------------------------------- a real text's beginning, as prefix or prompt
+# ----------------------------------------------------- a real text's beginning, as prefix or prompt
 
 def read(body, ids):
-    """What a body makes of one text (T,) -> hidden (T, D). T5's source is always the same, and the text its target."""
+    """A body on one text (T,) -> hidden (T, D). T5: the text is the target, the source fixed."""
     ones = torch.ones_like(ids[None])
     if isinstance(body, T5):
         source = draw(1, 9, seed=8)
@@ -144,8 +149,8 @@ def kept_of(body, ids):
     read(body, ids)
     body.prefix = None
     pairs = zip(recorder.seen.keys, recorder.seen.values)  # (1, K, T, d) each
-    return torch.stack([torch.stack(pair) for pair in pairs])[:, :, 0].permute(3, 0, 1, 2,
-                                                                               4).flatten(1)
+    kept = torch.stack([torch.stack(pair) for pair in pairs])[:, :, 0]  # (L, 2, K, T, d)
+    return kept.permute(3, 0, 1, 2, 4).flatten(1)
 
 
 @torch.no_grad()
@@ -160,8 +165,8 @@ def prefix_error(family, P=5, T=8):
 @every_family
 @pytest.mark.parametrize("P, T", [(5, 8), (1, 3), (9, 2), (8, 1)])
 def test_a_prefix_of_a_text_is_that_text(family, P, T):
-    assert prefix_error(
-        family, P, T) < 1e-9, "the rest of a text is read otherwise behind what its beginning left"
+    assert prefix_error(family, P, T) < 1e-9, (
+        "the rest of a text is read otherwise behind what its beginning left")
 
 
 def attach_words(model, ids):
@@ -174,9 +179,9 @@ def attach_words(model, ids):
 
 @torch.no_grad()
 def prompt_error(family, left=True):
-    """How far ragged texts behind a prompt of real words are from the same texts with these words before them."""
-    model, words, rows = Whole(
-        family).double(), [30, 4, 17, 17], [draw(size, seed=size).tolist() for size in (6, 1, 9)]
+    """How far ragged texts behind a prompt of real words are from texts led by these words."""
+    model, words = Whole(family).double(), [30, 4, 17, 17]
+    rows = [draw(size, seed=size).tolist() for size in (6, 1, 9)]
     expected = model(*padded([words + row for row in rows], left=False))
     attach_words(model, words)
     return (model(*padded(rows, left)) - expected).abs().max().item()
@@ -185,8 +190,8 @@ def prompt_error(family, left=True):
 @every_family
 @pytest.mark.parametrize("left", [False, True])
 def test_a_prompt_of_words_is_these_words(family, left):
-    assert prompt_error(
-        family, left) < 1e-9, "new words with the vectors of old ones are not read as those are"
+    assert prompt_error(family, left) < 1e-9, (
+        "new words with the vectors of old ones are not read as those are")
 
 
 def not_shifted(monkeypatch):
@@ -215,6 +220,20 @@ def swap(cache):
     cache.keys, cache.values = cache.values, cache.keys
 
 
+def turn_heads(cache):
+    cache.keys[0] = cache.keys[0].flip(1)
+
+
+def turn_tokens(cache):
+    for pair in (cache.keys, cache.values):
+        pair[0] = pair[0].flip(2)
+
+
+def empty_later_layers(cache):
+    for half in cache.keys[1:] + cache.values[1:]:
+        half.zero_()
+
+
 def no_distance(monkeypatch):
     def wrong(self, right=Rows.distance):
         distance = right(self).clone()
@@ -224,27 +243,22 @@ def no_distance(monkeypatch):
 
 
 PREFIX_FAULTS = {
-    "positions begin at 0": (not_shifted, ("bert", "roberta", "gpt2", "llama", "mistral", "gemma2",
-                                           "gemma3")),
+    "positions begin at 0": (not_shifted,
+                             ("bert", "roberta", "gpt2", "llama", "mistral", "gemma2", "gemma3")),
     "masked out": (other_cache(lambda cache: cache.mask.zero_()), FAMILIES),
     "keys and values exchanged": (other_cache(swap), FAMILIES),
     "layers in reverse": (other_cache(lambda cache: (cache.keys.reverse(), cache.values.reverse())),
                           FAMILIES),
-    "heads in reverse": (
-        other_cache(lambda cache: cache.keys.__setitem__(0, cache.keys[0].flip(1))), FAMILIES),
-    "tokens in reverse": (
-        other_cache(lambda cache:
-                    [pair.__setitem__(0, pair[0].flip(2)) for pair in (cache.keys, cache.values)]),
-        ("deberta", "deberta with all", "mistral", "gemma2", "gemma3", "t5")),
+    "heads in reverse": (other_cache(turn_heads), FAMILIES),
+    "tokens in reverse": (other_cache(turn_tokens),
+                          ("deberta", "deberta with all", "mistral", "gemma2", "gemma3", "t5")),
     "no distance to the text": (no_distance, ("deberta", "deberta with all", "t5")),
-    "only the first layer": (other_cache(
-        lambda cache: [half.zero_() for pair in (cache.keys, cache.values) for half in pair[1:]]),
-                             FAMILIES),
+    "only the first layer": (other_cache(empty_later_layers), FAMILIES),
 }
 
 
-@pytest.mark.parametrize("fault, family", [(fault, family) for fault, (_, families) in PREFIX_FAULTS.items()
-                                           for family in families])
+@pytest.mark.parametrize("fault, family", [
+    (fault, family) for fault, (_, families) in PREFIX_FAULTS.items() for family in families])
 def test_wrong_prefixes_are_noticed(fault, family, monkeypatch):
     if fault == "only the first layer":
         monkeypatch.setattr(Prefix, "embeddings",
@@ -257,8 +271,8 @@ def test_wrong_prefixes_are_noticed(fault, family, monkeypatch):
 WRONG_PROMPTS = {
     "behind the text": lambda self, row: (row[0] + self.words, row[1] + [0] * len(self.words)),
     "in reverse": lambda self, row: (self.words[::-1] + row[0], [0] * len(self.words) + row[1]),
-    "without its last word": lambda self, row:
-    (self.words[:-1] + row[0], [0] * len(self.words[:-1]) + row[1]),
+    "without its last word": lambda self, row: (self.words[:-1] + row[0],
+                                                [0] * len(self.words[:-1]) + row[1]),
 }
 
 
@@ -271,19 +285,19 @@ def test_wrong_prompts_are_noticed(how, family, monkeypatch):
 
 def test_the_new_words_stand_before_each_sequence_of_a_row():
     prompted = PromptedEncode(
-        lambda texts, once:
-        ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1), [50, 51])
+        lambda texts, once: ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1),
+        [50, 51])
     rows, shortened = prompted(["a", "b"])
     assert rows[0] == ([50, 51, 5, 6], [0, 0, 0, 1]) and shortened == 1
     assert rows[1] == Pair(([50, 51, 1, 2, 3], [0, 0, 0, 0, 1]), ([50, 51, 4], [0, 0, 1]))
 
 
-# ----------------------------------------------------------------------------------------------------- by hand
+# --------------------------------------------------------------------------------- by hand
 
 @torch.no_grad()
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_behind_a_prefix_by_hand(causal):
-    """A query sums over P learned keys, and over those of its own text that it may see: formula, pair by pair."""
+    """A query sums over P learned keys and those of its text that it may see: pair by pair."""
     H, K, d, P, lengths, window = 4, 2 if causal else 4, 6, 3, (4, 2), 4 if causal else 99
     torch.manual_seed(0)
     prefix, mask = Prefix((1, K, d), P), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
@@ -301,7 +315,7 @@ def test_attention_behind_a_prefix_by_hand(causal):
             seen = range(max(0, P + t - window + 1), P + t + 1) if causal else range(P + length)
             for head in range(H):
                 scores = torch.stack(
-                    [q[begin + t, head] @ keys[j, head * K // H] * d**-0.5 for j in seen])
+                    [q[begin + t, head] @ keys[j, head * K // H] * d ** -0.5 for j in seen])
                 by_hand = sum(w * values[j, head * K // H] for w, j in zip(scores.softmax(0), seen))
                 assert torch.allclose(found[begin + t, head], by_hand, atol=1e-5)
         begin += length
@@ -313,12 +327,12 @@ def test_the_numbers_lie_as_in_peft():
     cache = prefix.cache(2)
     for token, layer, head, i in [(0, 0, 0, 0), (4, 1, 2, 3), (2, 1, 0, 1)]:
         at = token * 48 + layer * 24 + head * 4 + i
-        assert cache.keys[layer][1, head, token, i] == at and cache.values[layer][1, head, token,
-                                                                                  i] == at + 12
+        assert (cache.keys[layer][1, head, token, i] == at
+                and cache.values[layer][1, head, token, i] == at + 12)
     assert cache.mask.shape == (2, 5) and cache.mask.all() and cache.keys[0].shape == (2, 3, 5, 4)
 
 
-# ----------------------------------------------------------------------------------- padding, batch mates, the base
+# --------------------------------------------------------------- padding, batch mates, the base
 
 @every_family
 @pytest.mark.parametrize("method", ["prefix", "projection", "prompt"])
@@ -334,14 +348,14 @@ def test_padding_and_batch_mates_change_nothing(family, method):
         right, left = (model(*padded(rows, left=side)) for side in (False, True))
         alone = torch.cat([model(*padded([row], left=False)) for row in rows])
         assert (right - base).abs().max() > 1e-3, "what learns is not in the path of the logits"
-        assert (right -
-                alone).abs().max() < 1e-9, "a row depends on its batch mates or their padding"
+        assert (right - alone).abs().max() < 1e-9, (
+            "a row depends on its batch mates or their padding")
         assert (left - alone).abs().max() < 1e-9, "padding on the left changes an answer"
         detach_prompt(model) if method == "prompt" else detach_prefix(model)
-        assert torch.equal(model(*padded(rows, left=False)),
-                           base), "detached, the base must be back bit for bit"
-    assert set(
-        model.state_dict()) == names and not new_word_ids(model) and model.backbone.prefix is None
+        assert torch.equal(model(*padded(rows, left=False)), base), (
+            "detached, the base must be back bit for bit")
+    assert (set(model.state_dict()) == names and not new_word_ids(model)
+            and model.backbone.prefix is None)
 
 
 @every_family
@@ -359,8 +373,8 @@ def test_only_what_is_asked_learns(family, method):
         parameter.requires_grad_(path in learning)
     before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
     optimiser = torch.optim.AdamW(learning.values(), lr=0.02, weight_decay=0.0)
-    (ids, mask), labels, losses = padded([draw(n, seed=n).tolist() for n in (6, 3, 1)],
-                                         left=False), torch.arange(3), []
+    ids, mask = padded([draw(n, seed=n).tolist() for n in (6, 3, 1)], left=False)
+    labels, losses = torch.arange(3), []
     for _ in range(12):
         loss = nn.functional.cross_entropy(model(ids, mask), labels)
         optimiser.zero_grad()
@@ -368,25 +382,25 @@ def test_only_what_is_asked_learns(family, method):
         optimiser.step()
         losses.append(loss.item())
     changed = {path for path, p in model.named_parameters() if not torch.equal(p, before[path])}
-    assert changed == set(
-        learning), "a tensor that should learn stands still, or one that is frozen moves"
+    assert changed == set(learning), (
+        "a tensor that should learn stands still, or one that is frozen moves")
     assert losses[-1] < losses[0]
     window = family in ("mistral", "qwen2", "gemma2", "gemma3")  # the first tokens fall out of it
-    assert method == "projection" or window or all(
-        (p.grad != 0).float().mean() > 0.9 for p in own.values())
+    assert (method == "projection" or window
+            or all((p.grad != 0).float().mean() > 0.9 for p in own.values()))
 
 
 def test_the_seed_decides_and_only_that():
     model, torch_state = Whole("bert").backbone, torch.get_rng_state()
-    first, *others = ([p.clone() for p in attach_detach(model, seed).parameters()]
-                      for seed in (1, 1, 2))
-    assert all(torch.equal(a, b)
-               for a, b in zip(first, others[0])), "the same seed gives another prefix"
+    first, *others = (
+        [p.clone() for p in attach_detach(model, seed).parameters()] for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, others[0])), (
+        "the same seed gives another prefix")
     assert not any(torch.equal(a, b) for a, b in zip(first, others[1]))
     vectors = [attach_prompt(model, 3, seed=seed) and detach_prompt(model) for seed in (1, 1, 2)]
     assert torch.equal(*vectors[:2]) and not torch.equal(*vectors[1:])
-    assert torch.equal(torch.get_rng_state(),
-                       torch_state), "a new prefix or prompt draws from everybody's numbers"
+    assert torch.equal(torch.get_rng_state(), torch_state), (
+        "a new prefix or prompt draws from everybody's numbers")
 
 
 def attach_detach(model, seed):
@@ -447,14 +461,14 @@ def test_half_precision_and_autocast(family):
         detach_prefix(model), detach_prompt(model)
         prefix = attach_prefix(model.to(torch.bfloat16), 3)
         attach_prompt(model, 2)
-        assert {p.dtype for p in prefix.parameters()
-                } == {model.backbone.word_embeddings.vectors.dtype} == {torch.float32}
+        assert ({p.dtype for p in prefix.parameters()}
+                == {model.backbone.word_embeddings.vectors.dtype} == {torch.float32})
         disturb(model, 0.5)
-        assert (model(*batch).float() -
-                expected).abs().max() < 0.2 * expected.abs().max(), "16 bits: another answer"
+        assert (model(*batch).float() - expected).abs().max() < 0.2 * expected.abs().max(), (
+            "16 bits: another answer")
 
 
-# ----------------------------------------------------------------------------------------------------- writing
+# --------------------------------------------------------------------------------- writing
 
 @pytest.mark.parametrize("family", WRITERS)
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
@@ -486,13 +500,13 @@ def test_a_text_continued_from_its_kept_beginning(family):
     assert generate(body, text[None, 5:], ones[:, 5:], 8, eos_ids=()) == expected
 
 
-# ----------------------------------------------------------------------------------------------------- counts, errors
+# --------------------------------------------------------------------------------- counts, errors
 
 @every_family
 def test_shapes_are_found_and_counted(family):
     model = Whole(family).train()
-    assert prefix_shape(
-        model.backbone) == SHAPES[family] and model.training and model.backbone.prefix is None
+    assert (prefix_shape(model.backbone) == SHAPES[family] and model.training
+            and model.backbone.prefix is None)
     total = sum(p.numel() for p in model.parameters())
     layers, heads, width = SHAPES[family]
     for projection in (False, True):
@@ -519,53 +533,49 @@ def test_the_published_count():
 def test_too_long_a_text_is_refused(family):
     model = Whole(family)
     fits, long = (padded([draw(size).tolist(), [5]], left=True) for size in (20, 21))
-    with pytest.raises(
-            InputError,
-            match="a text of 25 tokens is longer than the 24 positions of this model: set"):
+    fault = "a text of 25 tokens is longer than the 24 positions of this model: set"
+    with pytest.raises(InputError, match=fault):
         model(*padded([draw(25).tolist()], left=False))
     attach_prefix(model, 4)
     model(*fits)
-    with pytest.raises(
-            InputError,
-            match="a text of 21 tokens is longer than the 20 positions of this model beside its "
-            "prefix of 4 tokens: set --max-length 20 or less"):
+    beside = ("a text of 21 tokens is longer than the 20 positions of this model beside its prefix "
+              "of 4 tokens: set --max-length 20 or less")
+    with pytest.raises(InputError, match=beside):
         model(*long)
     detach_prefix(model)
     attach_prompt(model, 4)
     model(*fits)
-    with pytest.raises(
-            InputError,
-            match="a text of 25 tokens is longer than the 24 positions of this model: set"):
+    with pytest.raises(InputError, match=fault):
         model(*long)
 
 
 def test_senseless_wishes_are_named():
     model = Whole("gpt2")
     state = {path: p.clone() for path, p in model.state_dict().items()}
-    for call, fault in [(lambda: attach_prefix(model, 0),
-                         "0 tokens before a text: must be a whole number from 1"),
-                        (lambda: attach_prompt(model, 2.0),
-                         "2.0 tokens before a text: must be a whole number from 1"),
-                        (lambda: attach_prefix(model, 24),
-                         "24 tokens before a text leave none of the 24 positions"),
-                        (lambda: attach_prompt(model, 24),
-                         "24 tokens before a text leave none of the 24 positions"),
-                        (lambda: detach_prefix(model), "has no prefix: attach one first"),
-                        (lambda: detach_prompt(model), "has no prompt: attach one first"),
-                        (lambda: prefix_tuning.trainable_parameters(model), "has no prefix"),
-                        (lambda: prompt_tuning.trainable_parameters(model), "has no prompt")]:
+    for call, fault in [
+            (lambda: attach_prefix(model, 0),
+             "0 tokens before a text: must be a whole number from 1"),
+            (lambda: attach_prompt(model, 2.0),
+             "2.0 tokens before a text: must be a whole number from 1"),
+            (lambda: attach_prefix(model, 24),
+             "24 tokens before a text leave none of the 24 positions"),
+            (lambda: attach_prompt(model, 24),
+             "24 tokens before a text leave none of the 24 positions"),
+            (lambda: detach_prefix(model), "has no prefix: attach one first"),
+            (lambda: detach_prompt(model), "has no prompt: attach one first"),
+            (lambda: prefix_tuning.trainable_parameters(model), "has no prefix"),
+            (lambda: prompt_tuning.trainable_parameters(model), "has no prompt")]:
         with pytest.raises(InputError, match=fault) as error:
             call()
         assert "\n" not in str(error.value)
     assert model.state_dict().keys() == state.keys(), "a refused wish leaves something behind"
     attach_prefix(model, 3), attach_prompt(model, 4)
     for call, fault in [
-        (lambda: attach_prefix(model, 2), "has a prefix of 3 tokens already: detach it first"),
-        (lambda: attach_prompt(model, 2), "has a prompt of 4 tokens already: detach it first"),
-        (lambda: generate(model.backbone, *padded([[5] * 15], left=False), 8),
-         "15 tokens and 8 new ones are more than the 21 positions of this model beside its prefix of 3 tokens"
-         )
-    ]:
+            (lambda: attach_prefix(model, 2), "has a prefix of 3 tokens already: detach it first"),
+            (lambda: attach_prompt(model, 2), "has a prompt of 4 tokens already: detach it first"),
+            (lambda: generate(model.backbone, *padded([[5] * 15], left=False), 8),
+             "15 tokens and 8 new ones are more than the 21 positions of this model beside its "
+             "prefix of 3 tokens")]:
         with pytest.raises(InputError, match=fault):
             call()
 
@@ -577,12 +587,14 @@ def test_a_row_without_text_is_still_an_error():
         model(torch.tensor([[5, 6], [7, 7]]), torch.tensor([[1, 1], [0, 0]]))
 
 
-# ----------------------------------------------------------------------------------------------------- PEFT
-# PEFT 0.21.2 with transformers 5.23 has no answer for three of these, so they are not compared: a prefix for DeBERTa
-# ("Model does not support past key values"), a prefix for T5ForSequenceClassification (it goes into the encoder, whose
-# mask then does not fit: RuntimeError), a prompt for that ("Passing input embeddings is currently not supported").
-# For T5ForConditionalGeneration, layer i of its decoder gets the keys and values of number 2i mod L: of L = 12, half are
-# never read. A prefix that PEFT trained must be put in that order to mean the same here.
+# --------------------------------------------------------------------------------- PEFT
+# PEFT 0.21.2 with transformers 5.23 has no answer for three of these, so they are not compared: a
+# prefix for DeBERTa ("Model does not support past key values"), a prefix for
+# T5ForSequenceClassification (it goes into the encoder, whose mask then does not fit:
+# RuntimeError), a prompt for that ("Passing input embeddings is currently not supported"). For
+# T5ForConditionalGeneration, layer i of its decoder gets the keys and values of number 2i mod L: of
+# L = 12, half are never read. A prefix that PEFT trained must be put in that order to mean the same
+# here.
 
 TINY = dict(vocab_size=61, hidden_size=16, num_hidden_layers=3, num_attention_heads=4,
             intermediate_size=24, max_position_embeddings=40, initializer_range=0.3)
@@ -592,26 +604,24 @@ PEFT = {
     "bert": ("BertConfig", TINY),
     "roberta": ("RobertaConfig", dict(TINY, pad_token_id=1, type_vocab_size=1)),
     "deberta-v2": ("DebertaV2Config",
-                   dict(TINY, relative_attention=True, pos_att_type=["c2p",
-                                                                     "p2c"], share_att_key=True,
+                   dict(TINY, relative_attention=True,
+                        pos_att_type=["c2p", "p2c"], share_att_key=True,
                         position_buckets=8, position_biased_input=False, type_vocab_size=0)),
-    "gpt2": ("GPT2Config",
-             dict(vocab_size=61, n_embd=16, n_layer=3, n_head=4, n_positions=40, pad_token_id=0,
-                  initializer_range=0.3)),
-    "llama": ("LlamaConfig", GROUPED),
-    "mistral": ("MistralConfig", NARROW),
+    "gpt2": ("GPT2Config", dict(vocab_size=61, n_embd=16, n_layer=3, n_head=4, n_positions=40,
+                                pad_token_id=0, initializer_range=0.3)),
+    "llama": ("LlamaConfig", GROUPED), "mistral": ("MistralConfig", NARROW),
     "gemma": ("GemmaConfig", GROUPED),
     "gemma2": ("Gemma2Config", dict(NARROW, query_pre_attn_scalar=6)),
     "gemma3": ("Gemma3TextConfig", dict(NARROW, query_pre_attn_scalar=6, sliding_window_pattern=2)),
-    "t5": ("T5Config",
-           dict(vocab_size=61, d_model=16, d_kv=6, d_ff=24, num_layers=3, num_heads=4,
-                pad_token_id=0, decoder_start_token_id=0)),
+    "t5": ("T5Config", dict(vocab_size=61, d_model=16, d_kv=6, d_ff=24, num_layers=3, num_heads=4,
+                            pad_token_id=0, decoder_start_token_id=0)),
 }
 AUTO = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM",
         "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
 TASKS = [(name, task, method) for name in PEFT for method in ("prefix", "projection", "prompt")
-         for task in (("SEQ_2_SEQ_LM", ) if name == "t5" else ("SEQ_CLS", ) if name in (
-             "bert", "roberta", "deberta-v2") else ("SEQ_CLS", "CAUSAL_LM"))
+         for task in (("SEQ_2_SEQ_LM",) if name == "t5"
+                      else ("SEQ_CLS",) if name in ("bert", "roberta", "deberta-v2")
+                      else ("SEQ_CLS", "CAUSAL_LM"))
          if name != "deberta-v2" or method == "prompt"]
 
 
@@ -619,11 +629,11 @@ ANSWERS = Path(__file__).parent / "fixtures" / "adapters" / "prefix_and_prompt.s
 
 
 def by_formula(name, shape):
-    """Numbers between -1/2 and 1/2, the same everywhere: whole-number arithmetic over the place in a tensor. A norm's
-    weight is 1 more, where it multiplies as it is."""
+    """Numbers between -1/2 and 1/2, the same everywhere: whole-number arithmetic over the place in
+    a tensor. A norm's weight is 1 more, where it multiplies as it is."""
     place = torch.arange(math.prod(shape))
-    numbers = (place * place * 31 + place * 1009 +
-               zlib.crc32(name.encode()) % 100_003) % 100_003 / 100_003 - 0.5
+    numbers = ((place * place * 31 + place * 1009 + zlib.crc32(name.encode()) % 100_003) % 100_003
+               / 100_003 - 0.5)
     return (numbers + (name.endswith("weight") and len(shape) == 1)).view(shape)
 
 
@@ -649,12 +659,12 @@ def peft_model(peft, base, task, method):
     """PEFT's model around `base`, 4 tokens."""
     c = base.config
     if method == "prompt":
-        more = dict(num_transformer_submodules=1) if task == "SEQ_2_SEQ_LM" else {
-        }  # the source's side alone
-        return peft.get_peft_model(
-            base, peft.PromptTuningConfig(task_type=task, num_virtual_tokens=4, **more)).eval()
-    more = dict(token_dim=c.num_heads *
-                c.d_kv) if task == "SEQ_2_SEQ_LM" else {}  # it would take d_model
+        # the source's side alone
+        more = dict(num_transformer_submodules=1) if task == "SEQ_2_SEQ_LM" else {}
+        config = peft.PromptTuningConfig(task_type=task, num_virtual_tokens=4, **more)
+        return peft.get_peft_model(base, config).eval()
+    # it would take d_model
+    more = dict(token_dim=c.num_heads * c.d_kv) if task == "SEQ_2_SEQ_LM" else {}
     config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=4,
                                      prefix_projection=method == "projection",
                                      encoder_hidden_size=7, **more)
@@ -662,7 +672,7 @@ def peft_model(peft, base, task, method):
 
 
 def theirs(model, task, method, ids, mask):
-    """PEFT's logits. Its prompts make decoders pool a padding token of a short row: so it reads them one by one."""
+    """PEFT's logits, row by row: with its prompts, decoders pool a padding token of a short row."""
     if task == "SEQ_2_SEQ_LM":
         return model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids[:, :5]).logits
     if task == "SEQ_CLS" and method == "prompt":
@@ -675,8 +685,8 @@ def copied(model, encoder, method, scale):
     """Attach a prefix or a prompt with PEFT's numbers -> what extends a text."""
     if method == "prompt":
         words = attach_prompt(model, 4)
-        prefix_tuning.backbone_of(model).word_embeddings.vectors.copy_(encoder.embedding.weight /
-                                                                       scale)
+        prefix_tuning.backbone_of(model).word_embeddings.vectors.copy_(
+            encoder.embedding.weight / scale)
         return lambda ids, mask: with_words(words, ids, mask)
     prefix = attach_prefix(model, 4, projection=method == "projection")
     if method == "projection":                     # PEFT's may have another width inside
@@ -687,28 +697,27 @@ def copied(model, encoder, method, scale):
     prefix.embedding.load_state_dict(encoder.embedding.state_dict())
     if method == "projection":
         prefix.transform.load_state_dict(encoder.transform.state_dict())
-    assert torch.allclose(prefix.embeddings(), encoder(torch.arange(4)),
-                          atol=1e-6), "other numbers than in PEFT"
+    assert torch.allclose(prefix.embeddings(), encoder(torch.arange(4)), atol=1e-6), (
+        "other numbers than in PEFT")
     if isinstance(model, T5):                      # PEFT hands its layers out in another order
         layers = prefix.shape[0]
         numbers = prefix.embeddings().unflatten(1, (layers, -1))
         detach_prefix(model)
-        attach_prefix(model,
-                      4).load(numbers[:,
-                                      [2 * layer % layers for layer in range(layers)]].flatten(1))
+        attach_prefix(model, 4).load(
+            numbers[:, [2 * layer % layers for layer in range(layers)]].flatten(1))
     return lambda ids, mask: (ids, mask, None)
 
 
 def places(mask, method):
     """Where there are tokens, for PEFT, (B, T) or (B, 4 + T): logits of a prompt are given too."""
-    return torch.cat([torch.ones_like(mask[:, :4]), mask],
-                     1).bool() if method == "prompt" else mask.bool()
+    return (torch.cat([torch.ones_like(mask[:, :4]), mask], 1).bool() if method == "prompt"
+            else mask.bool())
 
 
 def our_logits(model, task, name, encoder, ids, mask, method):
     """What we find with PEFT's numbers; of a language model at the real places, (N, V)."""
-    longer, there, _ = copied(model, encoder, method,
-                              scale=4.0 if name.startswith("gemma") else 1.0)(ids, mask)
+    longer, there, _ = (
+        copied(model, encoder, method, scale=4.0 if name.startswith("gemma") else 1.0)(ids, mask))
     if task == "SEQ_CLS":
         return model.head(model.backbone.states(longer, there), there)
     if task == "CAUSAL_LM":
@@ -717,7 +726,7 @@ def our_logits(model, task, name, encoder, ids, mask, method):
 
 
 def stored_error(name, task, method, folder, dtype=torch.float64):
-    """How far our logits are from those that PEFT 0.21 with transformers 5.23 found, in parts of the largest."""
+    """How far our logits are from PEFT 0.21's (transformers 5.23), in parts of the largest."""
     with safe_open(ANSWERS, "pt") as file:
         expected, metadata = file.get_tensor(f"{name} {task} {method}"), file.metadata()
     base = json.loads(metadata["bases"])[f"{name} {task}"]
@@ -729,12 +738,12 @@ def stored_error(name, task, method, folder, dtype=torch.float64):
     layers, heads, width = prefix_shape(body)
     one, total = heads * width, 2 * layers * heads * width
     encoder = nn.Module()
-    encoder.embedding = nn.Embedding(4, {"prompt": body.width, "prefix": total,
-                                         "projection": one}[method])
+    encoder.embedding = nn.Embedding(
+        4, {"prompt": body.width, "prefix": total, "projection": one}[method])
     if method == "projection":
         encoder.transform = nn.Sequential(nn.Linear(one, 7), nn.Tanh(), nn.Linear(7, total))
-    encoder.forward = lambda places: getattr(encoder, "transform", nn.Identity())(encoder.embedding(
-        places))
+    encoder.forward = lambda places: getattr(encoder, "transform", nn.Identity())(
+        encoder.embedding(places))
     for path, parameter in encoder.named_parameters():
         parameter.data = by_formula(path, parameter.shape)
     encoder.to(dtype)
@@ -747,18 +756,21 @@ def stored_error(name, task, method, folder, dtype=torch.float64):
 @torch.no_grad()
 def test_stored_answers_of_peft_are_found(name, task, method, tmp_path):
     """reference/make_prefix_answers.py: no other library is needed, and none can refuse."""
-    bound = 2**-23 if name == "deberta-v2" else 1e-9  # transformers takes the root of a DeBERTa's width in fp32
-    assert stored_error(name, task, method,
-                        tmp_path) < bound, f"{name} {task} {method}: not what PEFT computed"
+    # transformers takes the root of a DeBERTa's width in fp32
+    bound = 2 ** -23 if name == "deberta-v2" else 1e-9
+    assert stored_error(name, task, method, tmp_path) < bound, (
+        f"{name} {task} {method}: not what PEFT computed")
 
 
-@pytest.mark.parametrize("fault", ["keys and values exchanged", "layers in reverse", "heads in reverse", "masked out"])
-@pytest.mark.parametrize("name, task", [("bert", "SEQ_CLS"), ("llama", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM")])
+@pytest.mark.parametrize("fault", [
+    "keys and values exchanged", "layers in reverse", "heads in reverse", "masked out"])
+@pytest.mark.parametrize("name, task", [
+    ("bert", "SEQ_CLS"), ("llama", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM")])
 @torch.no_grad()
 def test_the_stored_answers_tell_a_wrong_prefix(name, task, fault, tmp_path, monkeypatch):
     PREFIX_FAULTS[fault][0](monkeypatch)
-    assert stored_error(name, task, "prefix",
-                        tmp_path) > 1e-5, f"a prefix with {fault} passes for PEFT's"
+    assert stored_error(name, task, "prefix", tmp_path) > 1e-5, (
+        f"a prefix with {fault} passes for PEFT's")
 
 
 @pytest.mark.parametrize("name, task, method", TASKS)
@@ -769,8 +781,8 @@ def test_peft_finds_the_same(name, task, method, tmp_path):
     kind, config = PEFT[name]
     torch.manual_seed(0)
     with may_refuse():
-        base = getattr(transformers, AUTO[task]).from_config(getattr(transformers,
-                                                                     kind)(**config)).eval()
+        config = getattr(transformers, kind)(**config)
+        base = getattr(transformers, AUTO[task]).from_config(config).eval()
         base.save_pretrained(tmp_path)
     model = read_back(tmp_path)
     with may_refuse():
@@ -778,13 +790,13 @@ def test_peft_finds_the_same(name, task, method, tmp_path):
     mask = torch.tensor([[1] * 7 + [0] * 5, [1] * 3 + [0] * 9, [1] * 12])
     with may_refuse():
         pad = base.config.pad_token_id or 0
-    ids = torch.randint(5, 61, (3, 12),
-                        generator=torch.Generator().manual_seed(1)).where(mask.bool(), pad)
+    ids = torch.randint(5, 61, (3, 12), generator=torch.Generator().manual_seed(1)).where(
+        mask.bool(), pad)
     with may_refuse():
         expected = theirs(other, task, method, ids, mask)
         encoder = other.prompt_encoder["default"]
     found = our_logits(model, task, name, encoder, ids, mask, method)
     expected = expected[places(mask, method)] if task == "CAUSAL_LM" else expected
     apart = (found - expected).abs().max() / expected.abs().max()
-    assert found.shape == expected.shape and apart < fp32(width=40,
-                                                          depth=6), f"{name} {task} {method}"
+    assert found.shape == expected.shape and apart < fp32(width=40, depth=6), (
+        f"{name} {task} {method}")

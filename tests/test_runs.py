@@ -1,4 +1,4 @@
-"""Runs that stop, go on, replace others and die: nothing that was saved is lost, and whatever is wrong is one line."""
+"""Runs that stop, go on, replace others, die: nothing saved is lost, what is wrong is one line."""
 import errno
 import itertools
 import json
@@ -29,7 +29,7 @@ from minillmclf.training.plan import Plan, Split
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with `bert`, data.csv, `finished`, a run on them, and `stopped`, one with a state after epoch 1."""
+    """A folder with `bert`, data.csv and runs on them: `finished`, `stopped` after epoch 1."""
     folder = tmp_path_factory.mktemp("runs")
     small.bert_folder(folder / "bert", layers=1)
     small.data_file(folder / "data.csv")
@@ -40,15 +40,9 @@ def place(tmp_path_factory):
 
 
 def asked(place, out, *more, **settings):
-    return [
-        *map(
-            str,
-            small.flags(
-                **{
-                    "model": place / "bert", "data": place /
-                    "data.csv", "out": out, "epochs": 2, "batch_size": 8, "lr": 3e-3, **settings
-                })), *more
-    ]
+    chosen = {"model": place / "bert", "data": place / "data.csv", "out": out,
+              "epochs": 2, "batch_size": 8, "lr": 3e-3, **settings}
+    return [*map(str, small.flags(**chosen)), *more]
 
 
 @pytest.fixture
@@ -58,16 +52,15 @@ def call(capsys):
         with pytest.raises(SystemExit) as end:
             run(lambda: command.main(list(map(str, given))))
         out, err = capsys.readouterr()
-        assert end.value.code != 2 or err.replace(
-            "\r", "\n").strip().split("\n")[-1].startswith("error: "), err
+        assert (end.value.code != 2
+                or err.replace("\r", "\n").strip().split("\n")[-1].startswith("error: ")), err
         return end.value.code, out, err
     return call
 
 
 def contents(folder):
-    return {
-        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
 
 
 # ---------------------------------------------------------------- what a run depends on
@@ -83,7 +76,8 @@ def test_a_run_does_not_go_on_with_another_base(place, call, tmp_path, name):
         save_file({key: value * 1.5 for key, value in tensors.items()}, base / name)
     before = contents(out)
     code, _, err = call(asked(place, out, model=base))
-    assert code == 2 and "another base (the weights, config or tokenizer in" in err and "--overwrite" in err
+    assert (code == 2 and "another base (the weights, config or tokenizer in" in err
+            and "--overwrite" in err)
     assert contents(out) == before
 
 
@@ -113,8 +107,8 @@ def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(place, call, tmp_pat
     assert code == 2 and "what was saved before is untouched" in err
     assert before.items() <= contents(out).items()
     assert call(asked(place, out, seed=1))[0] == 0
-    assert not (out / ".new").exists() and json.loads(
-        (out / "run.json").read_text())["settings"]["seed"] == 1
+    assert (not (out / ".new").exists()
+            and json.loads((out / "run.json").read_text())["settings"]["seed"] == 1)
 
 
 def test_a_move_that_was_cut_off_is_brought_to_its_end(place, call, tmp_path):
@@ -136,18 +130,18 @@ def test_what_a_kill_at_the_end_left_is_removed(place, call, tmp_path):
     (out / ".model.safetensors.writing" / ".tmpX").write_text("half")
     (out / "mine.txt").write_text("mine")
     assert call(asked(place, out))[0] == 0
-    assert contents(out).keys() == contents(
-        place / "finished").keys() | {next(out.glob("mine.txt")).relative_to(out)}
+    mine = next(out.glob("mine.txt")).relative_to(out)
+    assert contents(out).keys() == contents(place / "finished").keys() | {mine}
 
 
 def test_two_runs_do_not_share_a_folder(place, call, tmp_path):
     (tmp_path / "run").mkdir()
     with lock_folder(tmp_path / "run"):
         code, _, err = call(asked(place, tmp_path / "run"))
-    assert code == 2 and "another process is writing to this folder" in err and not contents(
-        tmp_path)
-    assert call(asked(place, tmp_path / "run",
-                      epochs=1))[0] == 0, "the lock should end with its process"
+    assert (code == 2 and "another process is writing to this folder" in err
+            and not contents(tmp_path))
+    assert call(asked(place, tmp_path / "run", epochs=1))[0] == 0, (
+        "the lock should end with its process")
 
 
 # ---------------------------------------------------------------- states and records
@@ -160,30 +154,30 @@ def change(path, **values):
     save_file(tensors, path, metadata | {"progress": json.dumps(progress)})
 
 
-@pytest.mark.parametrize("values", [*({key: "gone"} for key in PROGRESS_FIELDS), *({key: "x"} for key in PROGRESS_FIELDS), {"step": -1},
-                                    {"step": 10**9}, {"history": [3]}, {"losses": []}, {"best": None}, {"best": {"epoch": 1}}],
+@pytest.mark.parametrize("values", [*({key: "gone"} for key in PROGRESS_FIELDS),
+                                    *({key: "x"} for key in PROGRESS_FIELDS), {"step": -1},
+                                    {"step": 10**9}, {"history": [3]}, {"losses": []},
+                                    {"best": None}, {"best": {"epoch": 1}}],
                          ids=str)
 def test_a_broken_state_is_one_line(place, call, tmp_path, values):
     out = shutil.copytree(place / "stopped", tmp_path / "run")
     change(out / "state.safetensors", **values)
     code, _, err = call(asked(place, out))
-    assert code == 2 and "state.safetensors" in err.replace(
-        "\r", "\n").strip().split("\n")[-1] and "Traceback" not in err
+    assert (code == 2 and "state.safetensors" in err.replace("\r", "\n").strip().split("\n")[-1]
+            and "Traceback" not in err)
 
 
 def test_broken_tensors_in_a_state_are_one_line(place, call, tmp_path):
     path, faults = tmp_path / "run" / "state.safetensors", {
         "nan": lambda t, n: t[n].view(-1)[:1].fill_(float("nan")), "missing": lambda t, n: t.pop(n),
         "shape": lambda t, n: t.update({n: torch.zeros(2)}),
-        "unknown": lambda t, n: t.update(more=torch.zeros(2))
-    }
+        "unknown": lambda t, n: t.update(more=torch.zeros(2))}
     for (word, fault), kind in itertools.product(faults.items(), ("model.", "optimizer.exp_avg.")):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(place / "stopped", tmp_path / "run")
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata(), {
-                name: file.get_tensor(name).clone() for name in file.keys()
-            }
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         fault(tensors, kind + "head.out.weight")
         save_file(tensors, path, metadata)
         code, _, err = call(asked(place, tmp_path / "run"))
@@ -198,8 +192,10 @@ def test_without_its_best_weights_a_run_says_how_to_begin_anew(place, call, tmp_
     assert call(asked(place, out, "--overwrite"))[0] == 0
 
 
-@pytest.mark.parametrize("values", [{"results": 3}, {"results": {}}, {"split": "x"}, {"timing": None}, {"parameters": []},
-                                    {"data": 3}, {"base": 3}, {"settings": [1]}, {"finished": "yes"}], ids=str)
+@pytest.mark.parametrize("values", [{"results": 3}, {"results": {}}, {"split": "x"},
+                                    {"timing": None}, {"parameters": []}, {"data": 3}, {"base": 3},
+                                    {"settings": [1]}, {"finished": "yes"}],
+                         ids=str)
 def test_a_broken_record_is_one_line(place, call, tmp_path, values):
     out = shutil.copytree(place / "finished", tmp_path / "run")
     (out / "run.json").write_text(json.dumps(json.loads((out / "run.json").read_text()) | values))
@@ -210,20 +206,25 @@ def test_a_broken_record_is_one_line(place, call, tmp_path, values):
 # ---------------------------------------------------------------- what the machine cannot do
 
 @pytest.mark.parametrize("fails, words", [
-    (lambda: torch.empty(10**16), "not enough memory"), (lambda: torch.empty(2**62, 8), "too large to count with"),
-    (lambda: torch.nn.Linear(2, 10**30), "too large to count with"), (lambda: [0] * 10**16, "not enough memory"),
-    (lambda: float(10**400), "too large to count with"), (lambda: os.open("/nowhere/at/all", 0), "/nowhere/at/all: No such file"),
-    (lambda: exec("raise OSError(24, 'Too many open files')"), "ulimit -n"), (lambda: json.loads("[" * 10**5), "nested too deep"),
+    (lambda: torch.empty(10**16), "not enough memory"),
+    (lambda: torch.empty(2**62, 8), "too large to count with"),
+    (lambda: torch.nn.Linear(2, 10**30), "too large to count with"),
+    (lambda: [0] * 10**16, "not enough memory"),
+    (lambda: float(10**400), "too large to count with"),
+    (lambda: os.open("/nowhere/at/all", 0), "/nowhere/at/all: No such file"),
+    (lambda: exec("raise OSError(24, 'Too many open files')"), "ulimit -n"),
+    (lambda: json.loads("[" * 10**5), "nested too deep"),
     (lambda: exec("raise RuntimeError('Symlink loop from /a')"), "in a circle")])
 def test_what_the_machine_cannot_do_is_one_line(fails, words, capsys):
     with pytest.raises(SystemExit) as end:
         run(fails)
     err = capsys.readouterr().err
-    assert end.value.code == 2 and err.startswith("error: ") and err.count(
-        "\n") == 1 and words in err
+    assert (end.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
+            and words in err)
 
 
-@pytest.mark.parametrize("error", [AssertionError("x"), AttributeError("x"), KeyError("x"), RuntimeError("shapes differ"), TypeError("x")])
+@pytest.mark.parametrize("error", [AssertionError("x"), AttributeError("x"), KeyError("x"),
+                                   RuntimeError("shapes differ"), TypeError("x")])
 def test_a_mistake_of_ours_keeps_its_traceback(error):
     assert limit_message(error) is None
 
@@ -235,8 +236,8 @@ def test_a_mistake_of_ours_keeps_its_traceback(error):
 
 def test_messages_are_short_and_keep_their_end():
     line = one_line("file: " + "x" * 10**6 + "\ndo this")
-    assert len(line) < 1000 and line.startswith("file: ") and line.endswith(
-        "do this") and "\n" not in line
+    assert (len(line) < 1000 and line.startswith("file: ") and line.endswith("do this")
+            and "\n" not in line)
 
 
 def test_a_link_to_itself_is_one_line(place, call, tmp_path):
@@ -293,20 +294,21 @@ def test_a_closed_terminal_saves_unless_nohup(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
 def test_a_comparison_that_is_killed_takes_its_process_along(tmp_path):
     note, script = tmp_path / "note", tmp_path / "waits.py"
-    script.write_text(
-        "import signal, sys, time, pathlib\n"
-        "def told(number, frame):\n    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
-        "signal.signal(signal.SIGTERM, told)\npathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n"
-    )
-    program = (
-        "import sys; from pathlib import Path; from minillmclf.compare import runs; t = Path(sys.argv[1]); "
-        "runs.run_module('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
-    parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=small.ROOT,
-                              env=small.environment()
-                              | {"PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})
+    script.write_text("import signal, sys, time, pathlib\n"
+                      "def told(number, frame):\n"
+                      "    pathlib.Path(sys.argv[1]).write_text('told'); sys.exit()\n"
+                      "signal.signal(signal.SIGTERM, told)\n"
+                      "pathlib.Path(sys.argv[1]).write_text('up')\ntime.sleep(60)\n")
+    program = ("import sys; from pathlib import Path; from minillmclf.compare import runs; "
+               "t = Path(sys.argv[1]); "
+               "runs.run_module('waits', t / 'note', printed=t / 'out', errors=t / 'err')")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], cwd=small.ROOT,
+        env=small.environment() | {"PYTHONPATH": f"{small.ROOT}{os.pathsep}{tmp_path}"})
     wait_for(lambda: note.exists() and note.read_text() == "up")
     parent.kill()
     parent.wait()
@@ -323,18 +325,19 @@ def wait_for(holds, seconds=30):
 # ---------------------------------------------------------------- the plan, and cells
 
 @pytest.mark.parametrize("asked, epochs, steps", [
-    ({"epochs": 10**12}, 10**12, 5 * 10**12), ({"epochs": 3, "min_steps": 10**12 + 1}, 2 * 10**11 + 1, 10**12 + 5),
+    ({"epochs": 10**12}, 10**12, 5 * 10**12),
+    ({"epochs": 3, "min_steps": 10**12 + 1}, 2 * 10**11 + 1, 10**12 + 5),
     ({"epochs": 3, "batch_tokens": 12}, 3, None), ({"epochs": 3, "sampling": "balanced"}, 3, 15)])
 def test_the_plan_is_made_an_epoch_at_a_time(asked, epochs, steps):
-    rows, s = Split([([1] * (row % 5 + 1), None) for row in range(20)],
-                    [0, 1] * 10), Settings(batch_size=4, **asked)
+    rows = Split([([1] * (row % 5 + 1), None) for row in range(20)], [0, 1] * 10)
+    s = Settings(batch_size=4, **asked)
     plan = Plan([row_size(row) for row in rows.encoded], rows.targets, s)
     assert plan.epochs == epochs and plan.steps == (steps or sum(map(len, plan)))
     if s.sampling == "none":
         lengths = list(map(row_size, rows.encoded))
         for number in (0, 2):
-            assert plan[number] == make_batches(lengths, 4, seed=f"0:{number}",
-                                                tokens=s.batch_tokens)
+            assert plan[number] == make_batches(
+                lengths, 4, seed=f"0:{number}", tokens=s.batch_tokens)
 
 
 def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
@@ -343,7 +346,7 @@ def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
     made = {"settings": s.decisive_under_old_names(), "data": {}}
     (tmp_path / "predictions.csv").write_text("")
     for broken in ({}, {"split": "test", "dev": 3}):
-        (tmp_path /
-         "cell.json").write_text(json.dumps({"state": "finished", "made_from": made, **broken}))
+        (tmp_path / "cell.json").write_text(
+            json.dumps({"state": "finished", "made_from": made, **broken}))
         with pytest.raises(InputError, match="cell.json: .*save it again"):
             runs.run_once(runs.Run(Configuration("majority", s), "all", 0, tmp_path), {})

@@ -1,4 +1,4 @@
-"""What ships keeps its promises: the bundled data, the checkpoint, and what the README says of them."""
+"""What ships keeps its promises: bundled data, checkpoints, what the README says of them."""
 import csv
 import re
 from pathlib import Path
@@ -33,8 +33,8 @@ def test_tickets_have_their_size_and_balance():
     assert len(data.labels) == 8
     for split in (data.train, data.dev, data.test):
         counts = [sum(e.label == label for e in split) for label in data.labels]
-        assert max(counts) == min(
-            counts) > 0, f"the classes of a split should be of one size, are {counts}"
+        assert max(counts) == min(counts) > 0, (
+            f"the classes of a split should be of one size, are {counts}")
 
 
 def test_tickets_have_no_near_duplicates_across_splits():
@@ -44,26 +44,27 @@ def test_tickets_have_no_near_duplicates_across_splits():
         for other_split, other, other_pairs in seen[i + 1:]:
             if split != other_split and pairs and other_pairs:
                 shared = len(pairs & other_pairs) / min(len(pairs), len(other_pairs))
-                assert shared < 0.5, f"{split} and {other_split} share {shared:.0%} of word pairs: {text!r} / {other!r}"
+                assert shared < 0.5, (
+                    f"{split} and {other_split} share {shared:.0%} of word pairs: "
+                    f"{text!r} / {other!r}")
 
 
 def test_no_unlabelled_message_is_a_ticket():
-    messages = (ROOT / "minillmclf" / "datasets" /
-                "messages.txt").read_text(encoding="utf-8").splitlines()
-    assert not {m.casefold()
-                for m in messages} & {r["text"].casefold()
-                                      for r in rows()}, "pretraining text holds a ticket"
+    path = ROOT / "minillmclf" / "datasets" / "messages.txt"
+    messages = path.read_text(encoding="utf-8").splitlines()
+    assert not {m.casefold() for m in messages} & {r["text"].casefold() for r in rows()}, (
+        "pretraining text holds a ticket")
 
 
 def test_words_alone_do_not_give_tickets_away():
     data = minillmclf.load_data("tickets")
     results = SingleLabel(data.labels).baselines(data)
     assert results["majority class"]["accuracy"] == pytest.approx(1 / 8)
-    assert 0.3 < results["bag of words"][
-        "accuracy"] < 0.55, "a bag of words reads the class off: MiniLM reaches .75"
+    assert 0.3 < results["bag of words"]["accuracy"] < 0.55, (
+        "a bag of words reads the class off: MiniLM reaches .75")
 
 
-# ------------------------------------------------------------------------------------------------ the other bundled sets
+# --------------------------------------------------------------------------- the other bundled sets
 
 @pytest.fixture(scope="module")
 def bundled():
@@ -74,9 +75,8 @@ def bundled():
 def bag_accuracy(data, text_of):
     """Test accuracy of the bag of words on what text_of(example) leaves of a row."""
     labels = data.labels
-    texts = {
-        split: [(text_of(e), ) for e in getattr(data, split)] for split in ("train", "dev", "test")
-    }
+    texts = {split: [(text_of(e),) for e in getattr(data, split)]
+             for split in ("train", "dev", "test")}
     truth = {split: [labels.index(e.label) for e in getattr(data, split)] for split in texts}
     bag = BagOfWords(len(labels)).fit(texts["train"], truth["train"], texts["dev"], truth["dev"])
     return (bag.predict(texts["test"]).argmax(1) == truth["test"]).mean()
@@ -88,57 +88,54 @@ def bag_accuracy(data, text_of):
     ("long", 300, ["fire", "illness", "rescue", "theft"], ("text",))])
 def test_a_bundled_set_has_its_size_and_balance(bundled, name, least, labels, columns):
     data = bundled[name]
-    assert len(data.train) + len(data.dev) + len(
-        data.test) >= least and data.labels == labels and data.columns == columns
+    assert (len(data.train) + len(data.dev) + len(data.test) >= least and data.labels == labels
+            and data.columns == columns)
     for split in (data.train, data.dev, data.test):
         counts = [sum(e.label == label for e in split) for label in labels if label != "tie"]
-        assert max(counts) - min(
-            counts) <= 2, f"{name}: the classes of a split are of sizes {counts}"
+        assert max(counts) - min(counts) <= 2, (
+            f"{name}: the classes of a split are of sizes {counts}")
 
 
 def test_no_text_of_a_test_split_is_known(bundled):
     for name, data in bundled.items():
         known = {text.casefold() for e in [*data.train, *data.dev] for text in e.texts}
-        assert not known & {text.casefold() for e in data.test
-                            for text in e.texts}, f"{name}: test has a text of train or dev"
+        assert not known & {text.casefold() for e in data.test for text in e.texts}, (
+            f"{name}: test has a text of train or dev")
 
 
 def test_a_hypothesis_alone_does_not_give_its_class_away(bundled):
     data = bundled["entailment"]
-    assert bag_accuracy(data,
-                        lambda e: e.texts[1]) < 0.42, "the words of a hypothesis tell the class"
-    assert bag_accuracy(
-        data, lambda e: e.texts[0] + " " + e.texts[1]) < 0.45, "the words of both tell the class"
+    assert bag_accuracy(data, lambda e: e.texts[1]) < 0.42, (
+        "the words of a hypothesis tell the class")
+    assert bag_accuracy(data, lambda e: e.texts[0] + " " + e.texts[1]) < 0.45, (
+        "the words of both tell the class")
 
 
 def test_neither_length_nor_words_give_a_winner_away(bundled):
     data = bundled["pairs"]
     decided = [e for e in data.test if e.label != "tie"]
-    longer = sum(
-        (len(e.texts[1]) > len(e.texts[2])) == (e.label == "a") for e in decided) / len(decided)
+    wins = [(len(e.texts[1]) > len(e.texts[2])) == (e.label == "a") for e in decided]
+    longer = sum(wins) / len(wins)
     assert 0.42 < longer < 0.58, f"the longer answer wins in {longer:.0%}"
-    words = bag_accuracy(
-        data, lambda e: " ".join(
-            [*("a_" + w for w in e.texts[1].split()), *("b_" + w for w in e.texts[2].split())]))
+    words = bag_accuracy(data, lambda e: " ".join(
+        [*("a_" + w for w in e.texts[1].split()), *("b_" + w for w in e.texts[2].split())]))
     assert words < 0.48, "the words of the answers tell the winner"
 
 
 def test_words_do_not_give_a_long_document_away(bundled):
     data = bundled["long"]
     lengths = sorted(len(e.texts[0].split()) for e in [*data.train, *data.dev, *data.test])
-    assert lengths[0] >= 600 and lengths[
-        -1] <= 2000, f"documents of {lengths[0]} to {lengths[-1]} words"
-    assert bag_accuracy(
-        data, lambda e: e.texts[0]) < 0.40, "a bag of words reads the class off the whole document"
-    assert bag_accuracy(data, lambda e: " ".join(e.texts[0].split(
-    )[:380])) < 0.35, "the beginning, all that a cut at 512 tokens leaves, tells the class"
+    assert lengths[0] >= 600 and lengths[-1] <= 2000, (
+        f"documents of {lengths[0]} to {lengths[-1]} words")
+    assert bag_accuracy(data, lambda e: e.texts[0]) < 0.40, (
+        "a bag of words reads the class off the whole document")
+    assert bag_accuracy(data, lambda e: " ".join(e.texts[0].split()[:380])) < 0.35, (
+        "the beginning, all that a cut at 512 tokens leaves, tells the class")
 
 
 SHIPPED = {"mini-bert": 8000, "mini-llama": 8000, "mini-t5": 8100}                # pieces
-TEXTS = [
-    "The parcel never came.", "it broke!!",
-    "Déjà vu: who cancelled my naïve cousin's subscription, and why?"
-]
+TEXTS = ["The parcel never came.", "it broke!!",
+         "Déjà vu: who cancelled my naïve cousin's subscription, and why?"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -151,22 +148,20 @@ def test_a_checkpoint_is_small_half_precision_and_whole(name):
     assert len(tokenizer) == model.config["vocab_size"] == SHIPPED[name]
     assert model.has_logits, "it has no language-model head"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters" in card or name == "mini-bert", "the card errs"
+    assert (f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters" in card
+            or name == "mini-bert"), "the card errs"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_checkpoint_equals_transformers(name):
     transformers = imported("transformers")
-    folder, kind = find_model(
-        name), {"mini-bert": "MaskedLM", "mini-llama": "CausalLM", "mini-t5": "Seq2SeqLM"}[name]
+    folder = find_model(name)
+    kind = {"mini-bert": "MaskedLM", "mini-llama": "CausalLM", "mini-t5": "Seq2SeqLM"}[name]
     tokenizer = minillmclf.load_tokenizer(folder)
-    reference = loaded(
-        getattr(transformers, f"AutoModelFor{kind}").from_pretrained, folder,
-        dtype=torch.float32).eval()
-    other = tokenizer_of(
-        folder,
-        {"mini-bert": "BertTokenizer", "mini-llama": "LlamaTokenizer",
-         "mini-t5": "T5Tokenizer"}[name])
+    reference = loaded(getattr(transformers, f"AutoModelFor{kind}").from_pretrained, folder,
+                       dtype=torch.float32).eval()
+    other = tokenizer_of(folder, {"mini-bert": "BertTokenizer", "mini-llama": "LlamaTokenizer",
+                                  "mini-t5": "T5Tokenizer"}[name])
     with may_refuse():
         other.pad_token = other.pad_token or other.eos_token
         batch = other(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
@@ -174,8 +169,8 @@ def test_a_checkpoint_equals_transformers(name):
     for text, row, real in zip(TEXTS, ids, mask.bool()):
         assert tokenizer.encode(text) == row[real].tolist()
     model = minillmclf.load_backbone(folder)
-    more = {"decoder_input_ids": model.shift_right(ids, mask), "decoder_attention_mask": mask
-            } if name == "mini-t5" else {}
+    more = ({"decoder_input_ids": model.shift_right(ids, mask), "decoder_attention_mask": mask}
+            if name == "mini-t5" else {})
     with torch.inference_mode():
         ours = model.logits(model(ids, mask, *more.values()))
         with may_refuse():
@@ -198,8 +193,8 @@ def test_mini_bert_knows_more_than_random_weights():
              ("The lamp is broken.", "The light does not work any more.")]
     first, second = (torch.stack([vector(pair[i]) for pair in texts]) for i in (0, 1))
     similar = torch.nn.functional.cosine_similarity(first[:, None], second[None], dim=-1)
-    assert (similar.argmax(1) == torch.arange(len(texts))
-            ).all(), f"paraphrases are not the nearest: {similar}"
+    assert (similar.argmax(1) == torch.arange(len(texts))).all(), (
+        f"paraphrases are not the nearest: {similar}")
 
 
 PRAISE = ("a wonderful , moving film with a great cast .", "funny , clever and full of charm .",
@@ -214,13 +209,14 @@ BLAME = ("a dull , boring mess of a film .", "the plot is stupid and the acting 
 @pytest.mark.parametrize("name", ["mini-llama", "mini-t5"])
 def test_what_was_taught_to_answer_answers_without_training(name):
     model = minillmclf.Classifier.from_backbone(name, ["negative", "positive"], readout="labels")
-    right = (model.predict([*PRAISE,
-                            *BLAME]).argmax(1) == [1] * len(PRAISE) + [0] * len(BLAME)).sum()
-    assert right >= 10, f"{right} of 12 plain sentences are judged as a reader would: by chance 10 or more are in 2 of 100 cases"
-    blank = minillmclf.Classifier.from_backbone(name, ["negative", "positive"], readout="labels",
-                                                pretrained=False)
-    guessed = (blank.predict([*PRAISE,
-                              *BLAME]).argmax(1) == [1] * len(PRAISE) + [0] * len(BLAME)).sum()
+    labels = [1] * len(PRAISE) + [0] * len(BLAME)
+    right = (model.predict([*PRAISE, *BLAME]).argmax(1) == labels).sum()
+    assert right >= 10, (
+        f"{right} of 12 plain sentences are judged as a reader would: "
+        f"by chance 10 or more are in 2 of 100 cases")
+    blank = minillmclf.Classifier.from_backbone(
+        name, ["negative", "positive"], readout="labels", pretrained=False)
+    guessed = (blank.predict([*PRAISE, *BLAME]).argmax(1) == labels).sum()
     assert guessed < 10, "random weights do it too, so it shows nothing"
 
 

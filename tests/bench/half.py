@@ -1,12 +1,13 @@
 """The rows in bf16 of python -m tests.bench: the sides of sides.py, and ours in fp32 beside them.
 
   fp32       ours, as in the other rows
-  ours, D, T in bf16: for answering the weights are converted, for training the forward pass is under autocast
-  ONNX fp32  ONNX Runtime on the graph of transformers' model, batches sorted by length as T's; answering only
+  ours, D, T in bf16: weights converted for answering, the forward pass under autocast for training
+  ONNX fp32  ONNX Runtime, transformers' graph, batches sorted by length as T's; answering only
   ONNX int8  the same with weights in 8 bits, activations rounded as they come (quantize_dynamic)
 
-onnxruntime and onnx are needed for the last two alone; without them the table says so. bf16 and 8 bits round, so scores are
-compared loosely, and the table says how far each lies from ours in fp32. Gradients are compared in fp32, before autocast.
+onnxruntime and onnx are needed for the last two alone; without them the table says so. bf16 and 8
+bits round, so scores are compared loosely, and the table says how far each lies from ours in fp32.
+Gradients are compared in fp32, before autocast.
 """
 import importlib
 import logging
@@ -34,7 +35,9 @@ def absent():
             importlib.import_module(name)
         except ImportError:
             missing.append(name)
-    return f"not installed: {', '.join(missing)} (pip install {' '.join(OPTIONAL)})" if missing else None
+    if not missing:
+        return None
+    return f"not installed: {', '.join(missing)} (pip install {' '.join(OPTIONAL)})"
 
 
 class Onnx(Theirs):
@@ -45,7 +48,8 @@ class Onnx(Theirs):
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         self.session = importlib.import_module("onnxruntime").InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"])
-        self.model, self.tuned, self.pad = model, True, model.config.pad_token_id  # the model is not called
+        # the model is not called
+        self.model, self.tuned, self.pad = model, True, model.config.pad_token_id
 
     def scores(self, rows):
         """(B, C)."""
@@ -60,9 +64,9 @@ def export(model, path):
     axes = {0: "rows", 1: "tokens"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model.eval(), (ids, torch.ones_like(ids)), str(path), dynamo=False,
-                          opset_version=OPSET, input_names=["input_ids", "attention_mask"],
-                          output_names=["logits"],
+        torch.onnx.export(model.eval(), (ids, torch.ones_like(ids)), str(path),
+                          dynamo=False, opset_version=OPSET,
+                          input_names=["input_ids", "attention_mask"], output_names=["logits"],
                           dynamic_axes={"input_ids": axes, "attention_mask": axes})
 
 
@@ -80,23 +84,20 @@ def onnx_sides(model, place):
 
 
 def about(sides, way):
-    """What a record of bf16 holds besides: how far the scores of each side lie from ours in fp32, in parts of the largest;
-    is bf16 fast on this machine; why sides of ONNX Runtime are missing."""
+    """What a record of bf16 holds besides: how far the scores of each side lie from ours in fp32,
+    in parts of the largest; is bf16 fast on this machine; why sides of ONNX Runtime are missing."""
     answers = {name: getattr(side, way)() for name, side in sides.items()}
-    return {
-        "apart": {name: apart(answer, answers["fp32"]) for name, answer in answers.items()},
-        "fast": is_bf16_fast(torch.device("cpu")), "absent": absent() if way == "infer" else None
-    }
+    return {"apart": {name: apart(answer, answers["fp32"]) for name, answer in answers.items()},
+            "fast": is_bf16_fast(torch.device("cpu")),
+            "absent": absent() if way == "infer" else None}
 
 
 def in_bf16(hf, case, place):
     """The sides of a case in bf16."""
     found = classes(hf, case, place)
-    found = {
-        "ours": found["ours"],
-        "fp32": Ours(classifier(case, body(place, case.model, case.layers,
-                                           case.width))), "D": found["D"], "T": found["T"]
-    }
+    found = {"ours": found["ours"],
+             "fp32": Ours(classifier(case, body(place, case.model, case.layers, case.width))),
+             "D": found["D"], "T": found["T"]}
     if case.work == "train":
         for name in ("ours", "D", "T"):
             found[name].precision = "bf16"

@@ -318,7 +318,8 @@ def outcome(read):
         )
         return (
             kind,
-            f"{type(error).__name__}: {str(error)[:200]} ({Path(last.filename).name}:{last.lineno})",
+            f"{type(error).__name__}: {str(error)[:200]} "
+            f"({Path(last.filename).name}:{last.lineno})",
         )
     return ("answered" if fault is None else "a wrong answer"), fault or ""
 

@@ -1,7 +1,8 @@
-"""Rows with several labels, made of the bundled tickets: two messages of different classes as one text (three of four rows), or
-one message alone. No message is in two splits.
+"""Rows with several labels, made of the bundled tickets: two messages of different classes as one
+text (three of four rows), or one message alone. No message is in two splits.
 
-  python tests/reference/joined.py joined.csv && python -m minillmclf.train --data joined.csv --multi-label --epochs 5
+  python tests/reference/joined.py joined.csv
+  python -m minillmclf.train --data joined.csv --multi-label --epochs 5
 """
 import csv
 import random

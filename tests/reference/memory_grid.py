@@ -1,9 +1,10 @@
-"""How good is the estimate of memory that python -m minillmclf.inspect prints? Families, methods and shapes.
+"""How good is the estimate of memory of python -m minillmclf.inspect? Families, methods, shapes.
 
   python tests/reference/memory_grid.py [FAMILY ...]
 
 Each line: the estimate of a training step, the most bytes that tensors take in two real steps (by
-torch's profiler), and their ratio. Random models of 4 layers x 256; fp32, AdamW, dropout on, one thread.
+torch's profiler), and their ratio. Random models of 4 layers x 256; fp32, AdamW, dropout on, one
+thread.
 """
 import os
 import sys
@@ -25,12 +26,11 @@ def main(*families):
     from tests.bench import cases
     torch.set_num_threads(1)
     worst = 0.0
-    print(
-        f"{'family':12}{'method':10}{'texts x tokens':>15}{'estimate':>12}{'tensors':>12}{'ratio':>7}"
-    )
+    print(f"{'family':12}{'method':10}{'texts x tokens':>15}{'estimate':>12}{'tensors':>12}"
+          f"{'ratio':>7}")
     with tempfile.TemporaryDirectory() as place:
-        for family in families or ("bert", "roberta", "deberta", "gpt2", "llama", "mistral",
-                                   "gemma", "t5"):
+        for family in families or (
+                "bert", "roberta", "deberta", "gpt2", "llama", "mistral", "gemma", "t5"):
             folder = cases.body(place, family, 4, 256)
             kind = cases.config(family, 4, 256)["model_type"]
             for method in METHODS:

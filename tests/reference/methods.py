@@ -1,9 +1,10 @@
-"""Which method on a real set? Trains by each method over several seeds, a process a run, and prints one table.
+"""Which method on a real set? Trains by each over several seeds, a process a run; prints a table.
 
-  python tests/reference/methods.py --model checkpoints/minilm --data DIR --out runs/methods --epochs 2 \
-    full@lr=5e-5 lora@lr=1e-3 qlora@lr=1e-3 houlsby@lr=5e-4 prefix@lr=1e-2 head@lr=1e-3
+  python tests/reference/methods.py --model checkpoints/minilm --data DIR --out runs/methods \
+    --epochs 2 full@lr=5e-5 lora@lr=1e-3 qlora@lr=1e-3 houlsby@lr=5e-4 prefix@lr=1e-2 head@lr=1e-3
 
-DIR holds train, dev and test files. A run that is finished already is not run again. Memory is the peak of its process.
+DIR holds train, dev and test files. A run that is finished already is not run again. Memory is the
+peak of its process.
 """
 import argparse
 import json
@@ -17,16 +18,12 @@ def train(method, seed, a):
     """One run in a process of its own -> its run.json, parsed."""
     name, _, own = method.partition("@")
     folder = Path(a.out) / f"{method}-{seed}"
-    flags = [
-        f"--{key.replace('_', '-')}={value}"
-        for key, value in (pair.split("=") for pair in filter(None, own.split(",")))
-    ]
-    subprocess.run([
-        sys.executable, "-m", "minillmclf.train", "--model", a.model, "--data", a.data, "--method",
-        name, "--out", folder, "--seed",
-        str(seed), "--epochs",
-        str(a.epochs), *flags
-    ], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    flags = [f"--{key.replace('_', '-')}={value}"
+             for key, value in (pair.split("=") for pair in filter(None, own.split(",")))]
+    subprocess.run(
+        [sys.executable, "-m", "minillmclf.train", "--model", a.model, "--data", a.data,
+         "--method", name, "--out", folder, "--seed", str(seed), "--epochs", str(a.epochs), *flags],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads((folder / "run.json").read_text())
 
 
@@ -35,14 +32,11 @@ def row(method, records):
     accuracy = [list(r["results"].values())[-1]["accuracy"] for r in records]
     spread = f" +- {statistics.stdev(accuracy):.3f}" if len(accuracy) > 1 else ""
     timing = [r["timing"] for r in records]
-    middle = {
-        key: statistics.median(t[key] for t in timing)
-        for key in ("peak_memory_mb", "seconds_per_step", "train_seconds")
-    }
-    return (
-        f"| {method} | {statistics.mean(accuracy):.3f}{spread} | {records[0]['parameters']['trainable']:,} | "
-        f"{middle['peak_memory_mb']:.0f} MB | {1000 * middle['seconds_per_step']:.0f} ms | {middle['train_seconds']:.0f} s |"
-    )
+    middle = {key: statistics.median(t[key] for t in timing)
+              for key in ("peak_memory_mb", "seconds_per_step", "train_seconds")}
+    return (f"| {method} | {statistics.mean(accuracy):.3f}{spread} | "
+            f"{records[0]['parameters']['trainable']:,} | {middle['peak_memory_mb']:.0f} MB | "
+            f"{1000 * middle['seconds_per_step']:.0f} ms | {middle['train_seconds']:.0f} s |")
 
 
 def main():
@@ -54,9 +48,8 @@ def main():
     p.add_argument("--epochs", type=int, default=3)
     p.add_argument("--seeds", type=int, default=3)
     a = p.parse_args()
-    print(
-        "| method | test accuracy | parameters that learn | peak memory | a step | training |\n|---|---|---|---|---|---|",
-        flush=True)
+    print("| method | test accuracy | parameters that learn | peak memory | a step | training |\n"
+          "|---|---|---|---|---|---|", flush=True)
     for method in a.methods:
         print(row(method, [train(method, seed, a) for seed in range(a.seeds)]), flush=True)
 

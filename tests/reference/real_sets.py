@@ -1,9 +1,11 @@
-"""Fine-tune the same checkpoint with this package and with transformers, in the same way, and put both in one table.
+"""Fine-tune one checkpoint with this package and with transformers in the same way: one table.
 
-  python tests/reference/real_sets.py --model MINILM_DIR --data SST2_DIR --lr 5e-5 --seeds 3 --out runs/sst2
+  python tests/reference/real_sets.py --model MINILM_DIR --data SST2_DIR --lr 5e-5 --seeds 3 \
+    --out runs/sst2
 
-The same batches in the same order, AdamW with the same groups and schedule, the best epoch by dev accuracy, for both; the
-model, its tokenizer, its new last layer and its dropout are each library's own. Results are kept, so a stopped run goes on.
+The same batches in the same order, AdamW with the same groups and schedule, the best epoch by dev
+accuracy, for both; the model, its tokenizer, its new last layer and its dropout are each library's
+own. Results are kept, so a stopped run goes on.
 """
 import argparse
 import json
@@ -47,20 +49,16 @@ def accuracy(model, tokenizer, examples, labels, lengths):
 
 
 def reference_run(s):
-    """transformers' model in a plain loop with the settings `s` -> test accuracy of the best epoch, seconds."""
+    """transformers' model in a plain loop, settings `s` -> best epoch's test accuracy, seconds."""
     torch.manual_seed(s.seed)
     data, tokenizer = load_dataset(s), AutoTokenizer.from_pretrained(s.model)
     model = AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(data.labels))
-    lengths = {
-        k: [
-            len(ids) for ids in tokenizer(*map(list, zip(
-                *[e.texts for e in getattr(data, k)])), truncation=True).input_ids
-        ] for k in ("train", "dev", "test")
-    }
-    plan = [
-        make_batches(lengths["train"], s.batch_size, seed=f"{s.seed}:{epoch}")
-        for epoch in range(s.epochs)
-    ]
+    lengths = {}
+    for k in ("train", "dev", "test"):
+        columns = map(list, zip(*[e.texts for e in getattr(data, k)]))
+        lengths[k] = [len(ids) for ids in tokenizer(*columns, truncation=True).input_ids]
+    plan = [make_batches(lengths["train"], s.batch_size, seed=f"{s.seed}:{epoch}")
+            for epoch in range(s.epochs)]
     optimizer = torch.optim.AdamW(groups(model, s.lr, s.weight_decay), fused=True)
     total, step, best, started = sum(map(len, plan)), 0, (-1.0, 0.0), time.time()
     for batches in plan:
@@ -72,8 +70,8 @@ def reference_run(s):
             seed_step(s.seed, step)
             truth = torch.tensor([data.labels.index(data.train[row].label) for row in rows])
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(
-                model(**pack(tokenizer, data.train, rows)).logits, truth).backward()
+            logits = model(**pack(tokenizer, data.train, rows)).logits
+            torch.nn.functional.cross_entropy(logits, truth).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
             optimizer.step()
         dev = accuracy(model, tokenizer, data.dev, data.labels, lengths["dev"])
@@ -86,11 +84,9 @@ def own_run(s, folder):
     """This package's train command -> the same."""
     data = load_dataset(s)
     record = train.finished_record(s, folder, data, False) or train.train_run(s, data, folder)
-    return {
-        "accuracy": list(record["results"].values())[-1]["accuracy"],
-        "bag of words": record["results"]["bag of words"]["accuracy"],
-        "seconds": record["timing"]["train_seconds"]
-    }
+    return {"accuracy": list(record["results"].values())[-1]["accuracy"],
+            "bag of words": record["results"]["bag of words"]["accuracy"],
+            "seconds": record["timing"]["train_seconds"]}
 
 
 def main():
@@ -110,8 +106,7 @@ def main():
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for seed in range(a.seeds):
         s = Settings(model=a.model, data=a.data, lr=a.lr, epochs=a.epochs, seed=seed).check()
-        for name, make in (("minillmclf", lambda: own_run(s,
-                                                          Path(a.out) / f"seed{seed}")),
+        for name, make in (("minillmclf", lambda: own_run(s, Path(a.out) / f"seed{seed}")),
                            ("transformers", lambda: reference_run(s))):
             if f"{name} {seed}" not in results:
                 results[f"{name} {seed}"] = make()
@@ -121,9 +116,8 @@ def main():
     for name in ("minillmclf", "transformers"):
         values = [results[f"{name} {seed}"]["accuracy"] for seed in range(a.seeds)]
         spread = statistics.stdev(values) if a.seeds > 1 else 0.0
-        print(
-            f"{name:<14}{statistics.mean(values):.4f} +- {spread:.4f}  {[round(v, 4) for v in values]}"
-        )
+        print(f"{name:<14}{statistics.mean(values):.4f} +- {spread:.4f}  "
+              f"{[round(v, 4) for v in values]}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@
   python tests/reference/stacking.py --data PREF_DIR --write OUT_DIR
   python tests/reference/stacking.py --data PREF_DIR --members RUN_DIR
 
-PREF_DIR has train.csv, dev.csv and test.csv with prompt, response_a, response_b and label. Rows of train and dev are divided
-into folds by their prompts; each model's vectors of the texts, at most --max-length tokens each, get a logistic regression
-that is fitted anew for each fold (minillmclf/folds/stacking.py, `vector_member`). A stack of lengths, bag of words and models
-is fitted to the out-of-fold predictions. Prints log losses out of fold and on test, and what the models add, with a paired
-bootstrap over rows. A model's regression is added to one on lengths; so that it gets no credit for these, all is repeated
-with a member of lengths alone on both sides. --write writes the rows as train.csv and test.csv for `python -m minillmclf.folds`, whose
-folders --members takes in (with --group prompt, and the same --folds). --rows N takes N rows of train and dev, evenly, to save time.
+PREF_DIR has train.csv, dev.csv and test.csv with prompt, response_a, response_b and label. Rows of
+train and dev are divided into folds by their prompts; each model's vectors of the texts, at most
+--max-length tokens each, get a logistic regression that is fitted anew for each fold
+(minillmclf/folds/stacking.py, `vector_member`). A stack of lengths, bag of words and models is
+fitted to the out-of-fold predictions. Prints log losses out of fold and on test, and what the
+models add, with a paired bootstrap over rows. A model's regression is added to one on lengths; so
+that it gets no credit for these, all is repeated with a member of lengths alone on both sides.
+--write writes the rows as train.csv and test.csv for `python -m minillmclf.folds`, whose folders
+--members takes in (with --group prompt, and the same --folds). --rows N takes N rows of train and
+dev, evenly, to save time.
 """
 import argparse
 import csv
@@ -27,7 +30,8 @@ from minillmclf.classify.swap import longer_answer
 from minillmclf.folds.reading import group_key
 from minillmclf.folds.split import assign_folds
 from minillmclf.folds.arena import FIELDS, WINNERS
-from minillmclf.folds.stacking import bag_of_words_member, fit_stack, length_member, read_member, vector_member
+from minillmclf.folds.stacking import (bag_of_words_member, fit_stack, length_member, read_member,
+                                       vector_member)
 from minillmclf.text.data import read_examples
 from minillmclf.training.statistics import bootstrap_interval
 
@@ -63,16 +67,16 @@ def write_files(folder, rows, unseen):
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, each, columns in (("train.csv", rows, WINNERS), ("test.csv", unseen, ())):
         with open(Path(folder, name), "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([["id", *FIELDS, *columns], *([
-                number, *row.texts, *([int(row.label == label)
-                                       for label in LABELS] if columns else ())
-            ] for number, row in enumerate(each))])
+            writer = csv.writer(file)
+            writer.writerow(["id", *FIELDS, *columns])
+            for number, row in enumerate(each):
+                marks = [int(row.label == label) for label in LABELS] if columns else ()
+                writer.writerow([number, *row.texts, *marks])
 
 
 def report(name, out_of_fold, test):
-    print(
-        f"{name:<62}{'' if out_of_fold is None else f'{out_of_fold.mean():.4f}':>8}{test.mean():>9.4f}",
-        flush=True)
+    out = "" if out_of_fold is None else f"{out_of_fold.mean():.4f}"
+    print(f"{name:<62}{out:>8}{test.mean():>9.4f}", flush=True)
 
 
 def added(name, with_models, without):
@@ -97,9 +101,8 @@ def main():
     p.add_argument("--max-length", type=int, default=128)
     p.add_argument("--out", help="a JSON file for all losses")
     a = p.parse_args()
-    rows = [
-        row for split in ("train", "dev") for row in read_examples(Path(a.data, f"{split}.csv"))
-    ]
+    rows = [row for split in ("train", "dev")
+            for row in read_examples(Path(a.data, f"{split}.csv"))]
     if a.rows:
         rows = [rows[i] for i in np.linspace(0, len(rows) - 1, a.rows).round().astype(int)]
     unseen = read_examples(Path(a.data, "test.csv"))
@@ -108,9 +111,8 @@ def main():
         return
     tests, groups = [row.texts for row in unseen], [group_key(row.texts[:1]) for row in rows]
     folds = assign_folds([row.label for row in rows], groups, a.folds, 0)
-    print(
-        f"{len(rows)} rows in {a.folds} folds, {len(unseen)} test rows, {torch.get_num_threads()} thread(s)"
-    )
+    print(f"{len(rows)} rows in {a.folds} folds, {len(unseen)} test rows, "
+          f"{torch.get_num_threads()} thread(s)")
     members, seconds = members_of(a, rows, groups, folds, tests)
     print(f"\n{'log loss':<62}{'folds':>8}{'test':>9}")
     y = [LABELS.index(row.label) for row in rows]
@@ -118,34 +120,26 @@ def main():
     report("the longer answer wins", None, losses(longer_answer(rows, tests, LABELS), unseen))
     bag, alone, *names = members
     kept, every, control = {}, [bag, *names], [bag, alone, *names]
-    for with_lengths, chosen in ((True, []), (False, [bag]), (True, [bag]), (True, [bag, alone]),
-                                 (False, names), *((True, [bag, name]) for name in names),
-                                 (True, every), (True, control)):
+    for with_lengths, chosen in (
+            (True, []), (False, [bag]), (True, [bag]), (True, [bag, alone]), (False, names),
+            *((True, [bag, name]) for name in names), (True, every), (True, control)):
         stack = fit_stack(rows, [members[name] for name in chosen], folds, LABELS, with_lengths)
         title = " + ".join(["lengths"] * with_lengths + chosen)
         kept[title] = (losses(stack.out_of_fold.exp(), rows),
                        losses(stack.predict(tests, [members[name] for name in chosen]), unseen))
         report(title, *kept[title])
     gains = {}
-    for title, one, other in (("", every, [bag]), (", lengths alone in both", control, [bag,
-                                                                                        alone])):
+    for title, one, other in (
+            ("", every, [bag]), (", lengths alone in both", control, [bag, alone])):
         pairs = zip(*(kept["lengths + " + " + ".join(each)] for each in (one, other)))
         print()
-        gains |= {
-            place + title: added(place + title, *pair)
-            for place, pair in zip(("out of fold", "on test"), pairs)
-        }
+        gains |= {place + title: added(place + title, *pair)
+                  for place, pair in zip(("out of fold", "on test"), pairs)}
     print("\nseconds of processor time:", {name: round(value) for name, value in seconds.items()},
           f"in all {time.process_time():.0f}")
     if a.out:
-        Path(a.out).write_text(
-            json.dumps(
-                {
-                    "gains": gains, "losses": {
-                        title: [float(each.mean()) for each in pair]
-                        for title, pair in kept.items()
-                    }
-                }, indent=2) + "\n")
+        means = {title: [float(each.mean()) for each in pair] for title, pair in kept.items()}
+        Path(a.out).write_text(json.dumps({"gains": gains, "losses": means}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
