@@ -1,4 +1,4 @@
-"""Which method on a real set? Trains by each over several seeds, a process a run; prints a table.
+r"""Which method on a real set? Trains by each over several seeds, a process a run; prints a table.
 
   python tests/reference/methods.py --model checkpoints/minilm --data DIR --out runs/methods \
     --epochs 2 full@lr=5e-5 lora@lr=1e-3 qlora@lr=1e-3 houlsby@lr=5e-4 prefix@lr=1e-2 head@lr=1e-3

@@ -1,4 +1,4 @@
-"""Fine-tune one checkpoint with this package and with transformers in the same way: one table.
+r"""Fine-tune one checkpoint with this package and with transformers in the same way: one table.
 
   python tests/reference/real_sets.py --model MINILM_DIR --data SST2_DIR --lr 5e-5 --seeds 3 \
     --out runs/sst2
