@@ -26,7 +26,7 @@ from minillmclf.cli.settings import Settings
 from minillmclf.compare.runs import Run
 from minillmclf.compare.summary import difference_to_best, interval_over_seeds, read_predictions, summarise
 from minillmclf.compare.table import csv_of_runs, comparison_markdown
-from minillmclf.train import write_predictions
+from minillmclf.cli.rows import write_predictions
 from minillmclf.training.metrics import METRICS, evaluate
 from minillmclf.training.statistics import bootstrap_interval, mcnemar_p, t_interval
 

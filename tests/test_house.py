@@ -18,7 +18,8 @@ LONGEST_FUNCTION, MOST_PARAMETERS = 45, 7
 TOUR = [
     "text/tokenizers/wordpiece.py", "text/batch.py", "models/layers.py", "models/bert.py",
     "models/weights.py", "classify/head.py", "classify/classifier.py", "training/losses.py",
-    "training/optim.py", "training/loop.py", "training/metrics.py", "train.py"
+    "training/optim.py", "training/loop.py", "training/metrics.py", "train.py",
+    "cli/training_run.py"
 ]
 LONGEST_TOUR = 1_700
 OPTIONAL = re.compile(

@@ -30,6 +30,7 @@ ALIASES = {                            # other names that flags, --config and fi
 GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
           "texts": "label texts (--readout labels)", "long": "long texts",
           "few": "few rows", "optim": "optimisation", "hardware": "hardware", "data": "data"}
+FEW = 50                               # rows a class, on average, below which few_rows.py chooses
 
 
 def setting(default, group, text, choices="", shown=None):

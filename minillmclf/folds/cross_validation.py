@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import train
 from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
+from ..cli import training_run
 from ..cli.device import move
 from ..cli.rows import draw_rows
 from ..cli.run_folder import RunFolder, compare_with_run
@@ -158,7 +158,7 @@ def train_and_predict(plan, place, overwrite):
     """-> out-of-fold logits (N, C) in float64, and a list: each model's logits of the test rows."""
     folders = [place / Path(s.out).name for s, _ in plan.runs]
     for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
-        train.finished_record(s, folder, data)             # before any fold is trained
+        training_run.finished_record(s, folder, data)             # before any fold is trained
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
@@ -174,9 +174,9 @@ def train_and_predict(plan, place, overwrite):
 
 def train_fold(s, data, folder, overwrite, say):
     """Train a fold's model, unless it is finished. overwrite: was it given? (for the message)"""
-    if train.finished_record(s, folder, data):
+    if training_run.finished_record(s, folder, data):
         print(f"{folder}: finished already")
-    elif train.train_run(s, data, folder, False, say) is None:
+    elif training_run.train_run(s, data, folder, False, say) is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
 
