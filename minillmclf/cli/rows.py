@@ -7,7 +7,6 @@ import random
 from ..errors import InputError
 from ..files import short, write_text
 from ..text.data import load_data, text_column_names
-from .build import task_class
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
 
@@ -27,9 +26,11 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s, table=None):
     """The Dataset of a run: columns and number of training rows are those of the settings.
     table: a Table in memory, instead of the file s.data."""
+    from .build import task_class
+    kind = task_class(s)
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
-                     task_class(s).MULTI_LABEL, s.quoting)
-    task_class(s).check_columns(data.columns, s.readout)
+                     kind.MULTI_LABEL, s.quoting)
+    kind.check_columns(data.columns, s.readout)
     data = hold_out_as_asked(s, data)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
