@@ -25,11 +25,11 @@ from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.head import POOLINGS, pool
 from minillmclf.cli.build import KEPT_END
 from minillmclf.cli import training_run
+from minillmclf.cli.checks import GOES_WITH, METHODS
 from minillmclf.cli.parser import run
 from minillmclf.cli.rows import diagnose_data
 from minillmclf.errors import did_you_mean
-from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, Settings, flag,
-                                     read_settings)
+from minillmclf.cli.settings import ALIASES, GROUPS, OLD_SIDES, Settings, flag, read_settings
 from minillmclf.training.rates import default_lr, lr_text
 from minillmclf.tuning import METHODS as TUNING
 

@@ -1,7 +1,8 @@
 """What python -m minillmclf.choose prints: the facts, and the advice that follows from them."""
 import json
 
-from ..cli.settings import read_settings, refuse_multi_label
+from ..cli.checks import refuse_multi_label
+from ..cli.settings import read_settings
 from ..files import find_model
 from ..text.doctor import unknown_warning
 from ..cli.memory import size_text

@@ -13,10 +13,11 @@ import torch
 from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
 from ..cli import training_run
+from ..cli.checks import refuse_multi_label
 from ..cli.device import move
 from ..cli.rows import draw_rows
 from ..cli.run_folder import RunFolder, compare_with_run
-from ..cli.settings import read_settings, refuse_multi_label
+from ..cli.settings import read_settings
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
 from ..files import (NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_json,
