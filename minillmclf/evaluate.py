@@ -25,7 +25,9 @@ from .cli.rows import hold_out_as_asked, load_dataset, reading_options, text_col
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
 from .files import check_fields, check_out_file, find_model, input_paths, read_json, write_text
-from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
+from .text.data import load_data
+from .text.examples import read_examples, refuse_blank
+from .text.splits import row_splits, split_column
 from .text.table_files import MEMORY, read_table
 
 PROMPT_SETTINGS = ("template", "label_texts", "instruction", "end", "max_length", "seed")

@@ -437,7 +437,7 @@ def test_milliseconds_by_a_clock_of_our_own(monkeypatch):
 def fake_runs(tmp_path, right, dev=None, seeds=2, rows=40, sweep=None, size="all"):
     """Runs with answers made up: right[name] is the share of right rows. -> runs, labels of their groups"""
     found, rng = [], random.Random(0)
-    from minillmclf.text.data import Example
+    from minillmclf.text.examples import Example
     examples = [Example((f"text {i}",), "ab"[i % 2], i + 2) for i in range(rows)]
     for number, (name, share) in enumerate(right.items()):
         model = "m" if sweep else name
@@ -529,7 +529,7 @@ def test_other_test_rows_are_not_compared(tmp_path):
 
 
 def test_answers_that_rounding_made_equal_keep_the_class_that_was_said(tmp_path):
-    from minillmclf.text.data import Example
+    from minillmclf.text.examples import Example
     examples = [Example(("one", "more"), "b", 2), Example(("two", "more"), "a", 3)]
     write_predictions(tmp_path / "p.csv", examples,
                       np.array([[0.4999999, 0.5000001], [1e-9, 1 - 1e-9]]), ["a", "b"])

@@ -16,7 +16,7 @@ from minillmclf import train
 from minillmclf.errors import InputError
 from minillmclf.cli.rows import write_predictions
 from minillmclf.cli.settings import Settings
-from minillmclf.text.data import Example
+from minillmclf.text.examples import Example
 from minillmclf.training.metrics import evaluate
 
 LABELS = ["garden", "kitchen", "<weather> & \"more\""]

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from ..errors import InputError
-from ..text.data import text_key
+from ..text.examples import text_key
 from ..training import loop
 from ..training.metrics import is_better
 from ..training.parallel.processes import is_distributed

@@ -6,7 +6,8 @@ import random
 
 from ..errors import InputError
 from ..files import short, write_text
-from ..text.data import load_data, text_column_names
+from ..text.data import load_data
+from ..text.examples import text_column_names
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
 

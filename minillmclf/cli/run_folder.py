@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..files import (NEW_RUN, check_fields, check_out_path, find_model, lock_folder, read_json,
                      remove_path, short, write_json)
 from ..training.parallel import processes as parallel
-from ..tuning.saved import fingerprint
+from ..tuning.base import fingerprint
 from .device import device_kind
 from .settings import read_settings, with_current_names
 

@@ -29,7 +29,7 @@ from ..cli.settings import read_settings
 from ..errors import Stopped
 from ..files import check_fields, find_model, is_number, read_json, write_json
 from ..training.metrics import METRICS, evaluate
-from ..tuning.saved import fingerprint
+from ..tuning.base import fingerprint
 from .configurations import Configuration
 
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3           # of `milliseconds_per_text`

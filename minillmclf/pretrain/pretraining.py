@@ -22,7 +22,7 @@ from ..training.checkpoint import Store, seed_step
 from ..training.loop import autocast
 from ..training.lr_factors import by_size
 from ..training.optim import build_optimizer, lr_factor, set_lr
-from ..tuning.saved import fingerprint
+from ..tuning.base import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
 from .distil import Distillation, Mixture, TextVectors
 from .packing import Draws, PackedRows, SideBySide, fitting
