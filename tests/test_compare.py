@@ -579,7 +579,7 @@ def test_the_times_that_are_told():
 
 def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from minillmclf.report import pictures
+    from minillmclf.compare import pictures
     rows = [{
         "model": m, "method": "full", "readout": "head", "label": m, "size": size,
         "accuracy": {"mean": 0.5, "low": 0.4,

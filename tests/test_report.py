@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small import bert_folder, command, data_file, flags
 
-from minillmclf.report import __main__ as report, page as pages, pictures
+from minillmclf.report import __main__ as report, figures, page as pages
 from minillmclf import train
 from minillmclf.errors import InputError
 from minillmclf.cli.rows import write_predictions
@@ -235,7 +235,7 @@ def test_a_run_without_mistakes_keeps_its_pictures(tmp_path):
     change(folder, results={"tiny": evaluate(sure, truth, labels)})
     page = pages.render_page(report.FinishedRun(folder))
     assert page.count("<p>No mistakes.</p>") == 2
-    assert page.count("<img") == (3 if pictures.has_matplotlib() else 0)
+    assert page.count("<img") == (3 if figures.has_matplotlib() else 0)
 
 
 def test_two_texts_a_row_and_long_ones(tmp_path):

@@ -9,7 +9,7 @@ from string import Template
 
 import numpy as np
 
-from . import pictures
+from . import figures, pictures
 from ..cli.settings import Settings
 from ..training.metrics import METRICS
 
@@ -40,7 +40,7 @@ NO_PICTURES = ("<p>Without pictures, for matplotlib is not installed. To have th
 
 def render_page(run):
     """The complete page of a FinishedRun -> str."""
-    body = "" if pictures.has_matplotlib() else NO_PICTURES
+    body = "" if figures.has_matplotlib() else NO_PICTURES
     for title, section in SECTIONS.items():
         body += f"<section>\n<h2>{escape_text(title)}</h2>\n{section(run)}</section>\n"
     title = f"Run {escape_text(run.folder.resolve().name)}"
@@ -72,10 +72,10 @@ def html_table(header, rows, numbers=(), texts=(), bold=None):
 def html_picture(draw, *data):
     """A picture in a box that scrolls; "" without matplotlib. draw(*data) -> Figure. On a narrow
     screen the picture keeps 80 % of its width, so that its words can be read."""
-    if not pictures.has_matplotlib():
+    if not figures.has_matplotlib():
         return ""
     figure = draw(*data)
-    code = base64.b64encode(pictures.figure_bytes(figure, ".svg")).decode("ascii")
+    code = base64.b64encode(figures.figure_bytes(figure, ".svg")).decode("ascii")
     least = f"{figure.get_figwidth() * 96 * 0.8:.0f}px"
     return ('<div class="box" tabindex="0" role="region" aria-label="picture"><figure><img '
             f'alt="{escape_text(figure.get_label())}" style="min-width: {least}" '

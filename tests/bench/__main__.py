@@ -170,7 +170,7 @@ def said(record):
 def draw_scaling(out, rows):
     if "scaling" in rows:
         from .alone import picture
-        from minillmclf.report.pictures import save_figure
+        from minillmclf.report.figures import save_figure
         try:
             save_figure(picture(rows["scaling"]["points"]), out / "scaling.svg")
         except InputError as error:
