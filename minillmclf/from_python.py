@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from .cli.device import move
 from .cli.settings import read_settings
 from .text.table_files import MEMORY
 from .text.table_memory import table_from_memory
@@ -29,7 +30,7 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     given = {name: flag_value(value) for name, value in settings.items() if value is not None}
     s = read_settings(given, config)
     from .classify.classifier import Classifier           # torch takes seconds, an import none
-    from .cli import device, few_rows, training_run
+    from .cli import few_rows, training_run
     say = say or training_run.say_nothing
     s, rows, line = few_rows.read_run(s, given, config, table)
     if line:
@@ -41,7 +42,7 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
             kept = f"saved in {s.out}; the same call goes on" if s.out else "nothing is kept"
             raise KeyboardInterrupt(f"stopped: {kept}")
         training_run.show_record(record, rows, s.out, say)
-        return device.move(Classifier.load(folder), s.device)
+        return move(Classifier.load(folder), s.device)
 
 
 def flag_value(value):

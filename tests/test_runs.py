@@ -21,7 +21,7 @@ from minillmclf import train
 from minillmclf.cli import training_run
 from minillmclf.cli.parser import BreakableStream, StopSignal, limit_message, one_line, run
 from minillmclf.errors import InputError
-from minillmclf.files import lock_folder
+from minillmclf.cli.outputs import lock_folder
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches, row_size
 from minillmclf.training.checkpoint import PROGRESS_FIELDS

@@ -7,6 +7,7 @@ import random
 from ..errors import InputError
 from ..files import short, write_text
 from ..text.data import load_data
+from ..text.doctor import examine_data, unknown_share
 from ..text.examples import text_column_names
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
@@ -27,7 +28,7 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s, table=None):
     """The Dataset of a run: columns and number of training rows are those of the settings.
     table: a Table in memory, instead of the file s.data."""
-    from .build import task_class
+    from .build import task_class                      # torch takes seconds, --help should not
     kind = task_class(s)
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
                      kind.MULTI_LABEL, s.quoting)
@@ -52,7 +53,6 @@ def hold_out_as_asked(s, data):
 
 def diagnose_data(model, data):
     """The data doctor's Report; lengths are counted in the model's own tokens."""
-    from ..text.doctor import examine_data, unknown_share
     from ..tuning.prompt import new_word_ids
     lengths = {split: [model.head.count_tokens(model.tokenizer, row.texts)
                        for row in getattr(data, split)] for split in ("train", "dev", "test")}

@@ -17,11 +17,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import (NEW_RUN, check_fields, check_out_path, find_model, lock_folder, read_json,
-                     remove_path, short, write_json)
+from ..files import NEW_RUN, check_fields, find_model, read_json, remove_path, short, write_json
 from ..training.parallel import processes as parallel
 from ..tuning.base import fingerprint
 from .device import device_kind
+from .outputs import check_out_path, lock_folder
 from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up

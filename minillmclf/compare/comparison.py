@@ -7,10 +7,11 @@ from pathlib import Path
 from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.device import device_of
+from ..cli.outputs import check_out_folder, lock_folder
 from ..cli.rows import load_dataset
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
-from ..files import check_out_folder, find_model, lock_folder, write_json, write_text
+from ..files import find_model, write_json, write_text
 from ..report.figures import save_figure
 from ..text.table_files import read_table
 from ..tuning import tune

@@ -15,13 +15,13 @@ from ..classify.classifier import Classifier
 from ..cli import training_run
 from ..cli.checks import refuse_multi_label
 from ..cli.device import move
+from ..cli.outputs import check_out_folder, check_out_file
 from ..cli.rows import draw_rows
 from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
-from ..files import (NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_json,
-                     write_text)
+from ..files import NEW_RUN, find_model, remove_path, write_json, write_text
 from ..models.tensor_files import open_tensors, write_tensors
 from ..text.cells import natural_order
 from ..text.data import Dataset, find_data

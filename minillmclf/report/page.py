@@ -9,9 +9,9 @@ from string import Template
 
 import numpy as np
 
-from . import figures, pictures
 from ..cli.settings import Settings
 from ..training.metrics import METRICS
+from . import figures, pictures
 
 WORST_ROWS = 20                   # rows in the list of the worst mistakes
 LONGEST_TEXT = 600                # characters of a text that are shown

@@ -30,7 +30,8 @@ from .tables import LIBRARIES, SEEDS, commit, machine, markdown
 from .timing import LEAST, measure, paired
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError, Stopped
-from minillmclf.files import check_out_folder, read_json, write_text
+from minillmclf.cli.outputs import check_out_folder
+from minillmclf.files import read_json, write_text
 
 ROUNDS = 3                                        # with each data seed
 ALONE = ("memory", "start", "scaling")
