@@ -27,8 +27,6 @@ def short(value, most=60):
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-# ---------------------------------------------------------------- JSON
-
 def parse_json(text, where):
     """The value of a JSON text. InputError, beginning with `where`, for invalid JSON, for numbers
     that are not finite or absurdly long, and for half a surrogate pair in a string."""
@@ -110,8 +108,6 @@ def check_fields(record, table, where):
     return record
 
 
-# ---------------------------------------------------------------- writing
-
 @contextmanager
 def replacing_file(path):
     """with replacing_file(path) as temporary: ...   `temporary` is renamed to `path` at the end.
@@ -167,8 +163,6 @@ def remove_path(path):
         except OSError:
             pass                                               # the next write there will raise it
 
-
-# ---------------------------------------------------------------- models
 
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).

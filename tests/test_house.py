@@ -14,7 +14,8 @@ PACKAGE = ROOT / "minillmclf"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A file imports from its own folder and from those before it. Commands, which stand last, may import one another.
 ORDER = ["errors", "files", "text", "models", "tuning", "training", "classify", "cli"]
-LONGEST_FUNCTION, MOST_PARAMETERS = 45, 7
+LONGEST_FUNCTION, MOST_PARAMETERS, LONGEST_FILE = 45, 7, 300
+LONG_FILES = {"models/t5.py", "tuning/quant.py", "cli/memory.py"}      # not yet in two
 # Read in this order, they are one way from text to a trained classifier.
 TOUR = [
     "text/tokenizers/wordpiece.py", "text/batch.py", "models/layers.py", "models/bert.py",
@@ -181,6 +182,11 @@ def check_functions(tree):
     assert {name: lines for name, lines in long.items() if lines > LONGEST_FUNCTION} == {}
     many = {node.name: parameters(node) for node in functions(tree)}
     assert {name: count for name, count in many.items() if count > MOST_PARAMETERS} == {}
+
+
+def test_a_file_is_read_at_one_sitting():
+    lines = {name_of(path): path.read_text(encoding="utf-8").count("\n") for path in FILES}
+    assert {name for name, count in lines.items() if count > LONGEST_FILE} <= LONG_FILES
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "lessons" / "grader").glob("*.py")), ids=lambda path: path.name)

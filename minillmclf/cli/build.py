@@ -17,8 +17,6 @@ ROUNDED = 1e-5                 # of a probability
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
 
 
-# ---------------------------------------------------------------- the classifier
-
 def build_classifier(s, labels, fields=("text",)):
     """Build a classifier on its device, add its tuning method -> (classifier, number of parameters
     that are trainable, of all). fields: the names by which a template calls a row's texts."""
@@ -66,8 +64,6 @@ def check_saved(model, folder, texts):
     raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
                      "same command again; if that ends here too, look whether the base has changed")
 
-
-# ---------------------------------------------------------------- parts of the settings
 
 def classifier_options(s, fields=("text",)):
     """The settings that decide a classifier's modules -> keywords of classify.build.Options.

@@ -109,11 +109,5 @@ def logits_of(s, model, encoded):
     return parallel.shared_logits(model, encoded, s.eval_batch_size)
 
 
-def gather_weights(model):
-    """Gather the model's weights, where several processes hold parts of them."""
-    parallel.gather_model(model)
-
-
-def writes_files():
-    """Is this the process that writes files?"""
-    return parallel.is_main_process()
+# the weights, where several processes hold parts of them; is this the process that writes files?
+gather_weights, writes_files = parallel.gather_model, parallel.is_main_process

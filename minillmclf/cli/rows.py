@@ -1,6 +1,4 @@
 """The rows of a run: read them, let the data doctor look, encode them, write predictions.csv."""
-import csv
-import io
 import math
 import random
 
@@ -9,6 +7,7 @@ from ..files import short, write_text
 from ..text.data import load_data
 from ..text.doctor import examine_data, unknown_share
 from ..text.examples import text_column_names
+from .tables import csv_text
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
 
@@ -74,14 +73,12 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
     probabilities: (N, C); answers: default the likeliest classes. Texts are written as they are,
     even one like =1+1, which a spreadsheet would compute.
     """
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
     names = text_column_names(len(examples[0].texts))
-    writer.writerow(["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)])
     answers = answers or [labels[p.argmax()] for p in probabilities]
-    for e, answer, p in zip(examples, answers, probabilities):
-        writer.writerow([e.row, *e.texts, e.label, answer, *(f"{x:.6f}" for x in p)])
-    write_text(path, out.getvalue())
+    rows = [[e.row, *e.texts, e.label, answer, *(f"{x:.6f}" for x in p)]
+            for e, answer, p in zip(examples, answers, probabilities)]
+    header = ["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)]
+    write_text(path, csv_text(header, rows))
 
 
 def encode_split(model, examples, training=False):

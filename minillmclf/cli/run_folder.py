@@ -42,8 +42,6 @@ def out_folder(s):
     return Path(s.out or f"runs/{name}")
 
 
-# ---------------------------------------------------------------- is it the same run?
-
 def base_fingerprint(s):
     """The fingerprint of the model that a run starts from. It is cached until a file changes."""
     folder = find_model(s.model).resolve()
@@ -126,8 +124,6 @@ def refuse_other_device(s, folder, record):
                          f"{s.device} is {now} here, which draws other random numbers: go on with "
                          f"--device {begun}, or start anew with --overwrite")
 
-
-# ---------------------------------------------------------------- the folder during a run
 
 class RunFolder:
     """OUT, as the module describes it. folds has a subclass with another record and other files."""

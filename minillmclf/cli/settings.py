@@ -124,9 +124,7 @@ class Settings:
     quoting: str = setting("auto", "data", "of CSV and TSV", "auto double none")
     baselines: str = setting("on", "data", "off leaves out the bag of words, which is slow", SWITCH)
 
-    def check(self, given=()):
-        """checks.check of these settings -> self."""
-        return check(self, given)
+    check = check                          # a method, check(given): see checks.py
 
     def decisive_settings(self):
         """{name: value} of what the result depends on: a run is continued only with the same.
@@ -147,8 +145,6 @@ class Settings:
                     if n not in NEW_SETTINGS or not is_default(self, n)}
         return settings | {"keep": old_sides[self.truncation_side]}
 
-
-# ---------------------------------------------------------------- as flags
 
 def add_settings(parser, names=None, grouped=True):
     """Add a flag for each field (or those in `names`), under the headings of GROUPS.
@@ -193,8 +189,6 @@ def side_from_keep(text):
     """The value of the old --keep (which end is kept) -> truncation_side (which is cut off)."""
     return OLD_SIDES.get(text, text)
 
-
-# ---------------------------------------------------------------- from flags and files
 
 def with_current_names(values):
     """Translate old names and aliases in {name: value}. InputError for a setting given twice."""

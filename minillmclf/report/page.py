@@ -47,8 +47,6 @@ def render_page(run):
     return PAGE.substitute(policy=POLICY, title=title, style=STYLE, body=body)
 
 
-# ---------------------------------------------------------------- pieces of HTML
-
 def escape_text(value):
     return html.escape(str(value), quote=True)
 
@@ -81,8 +79,6 @@ def html_picture(draw, *data):
             f'alt="{escape_text(figure.get_label())}" style="min-width: {least}" '
             f'src="data:image/svg+xml;base64,{code}"></figure></div>\n')
 
-
-# ---------------------------------------------------------------- sections: FinishedRun -> HTML
 
 def overview(run):
     settings, data, parameters, timing = (

@@ -149,8 +149,6 @@ def find_classes(parts, paths, label_columns, multi_label) -> list[str]:
     return labels
 
 
-# ------------------------------------------------------------------------------------- held out
-
 def hold_out(examples, names, seed, multi_label=False) -> dict[str, list[Example]]:
     """Take a tenth of the texts of each class for each split in `names`; the rest is "train".
 

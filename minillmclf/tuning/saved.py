@@ -79,8 +79,6 @@ def base_of(folder):
     return None
 
 
-# --------------------------------------------------------------------------------- our own folders
-
 def save_tuned(model, folder):
     """Write the trained parameters of a classifier and tuned.json, without the base."""
     folder, base, tuning = Path(folder), find_model(model.base), model.tuning
@@ -174,8 +172,6 @@ def fill_bottlenecks(model, method, tensors, path):
     set_trainable(model, method)
 
 
-# --------------------------------------------------------------------------------- folders of PEFT
-
 def load_peft(folder, build, base=None):
     """A classifier from an adapter folder of PEFT.
 
@@ -206,8 +202,6 @@ def guess_labels(tensors, folder, base):
     fits = len(names) == len(last[0]) == len({*map(str, names)}) and is_names(names)
     return names if fits else [f"LABEL_{i}" for i in range(len(last[0]))]
 
-
-# ----------------------------------------------------------------------------------------- merging
 
 def merge_tuned(model, dequantise=False):
     """Add what LoRA or DoRA has learned to the base's matrices -> the model, a plain classifier.
