@@ -19,7 +19,8 @@ from string import Template
 
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
-from minillmclf.files import check_out_folder, write_text
+from minillmclf.cli.outputs import check_out_folder
+from minillmclf.files import write_text
 
 from .page import ROOT, WIDGETS, all_pages
 from .site.columns import coloured, two_columns

@@ -25,8 +25,10 @@ from minillmclf.cli.settings import add_settings
 from minillmclf.cli.tables import markdown_table
 from minillmclf.errors import InputError
 from minillmclf.files import read_json, short
-from minillmclf.text.data import (default_label_column, find_data, make_examples, natural_order,
-                                  row_splits, split_column, split_files, text_column_names)
+from minillmclf.text.cells import natural_order
+from minillmclf.text.data import find_data
+from minillmclf.text.examples import default_label_column, make_examples, text_column_names
+from minillmclf.text.splits import row_splits, split_column, split_files
 from minillmclf.text.table_files import read_table
 from minillmclf.training.metrics import METRICS, evaluate
 

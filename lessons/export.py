@@ -12,7 +12,8 @@ import subprocess
 
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError
-from minillmclf.files import check_out_file, write_text
+from minillmclf.cli.outputs import check_out_file
+from minillmclf.files import write_text
 
 from .outputs import plain
 from .page import LESSONS, ROOT, read

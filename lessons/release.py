@@ -17,7 +17,8 @@ from lessons.exercises.tables import tables
 from lessons.grader.graft import cut, without_variants
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError
-from minillmclf.files import check_out_folder, write_json
+from minillmclf.cli.outputs import check_out_folder
+from minillmclf.files import write_json
 
 LESSONS = Path(__file__).resolve().parent
 TEMPLATES = LESSONS / "exercises" / "templates"

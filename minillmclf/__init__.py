@@ -13,7 +13,8 @@ The core tour, in reading order:
   training/optim.py              AdamW, weight decay, the learning rate of each step
   training/loop.py               batches, steps, epochs, and the best epoch
   training/metrics.py            accuracy, macro F1, log loss, calibration error
-  train.py                       the command: from a file of rows to a saved classifier
+  train.py                       the command: flags, then cli/training_run.py
+  cli/training_run.py            from a file of rows to a saved classifier
 
 Beside the tour:
 

@@ -20,12 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from .cli.device import add_device_flags, place
+from .cli.outputs import check_out_file, input_paths
 from .cli.parser import Parser, run
 from .cli.rows import hold_out_as_asked, load_dataset, reading_options, text_columns
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
-from .files import check_fields, check_out_file, find_model, input_paths, read_json, write_text
-from .text.data import load_data, read_examples, refuse_blank, row_splits, split_column
+from .files import check_fields, find_model, read_json, write_text
+from .text.data import load_data
+from .text.examples import read_examples, refuse_blank
+from .text.splits import row_splits, split_column
 from .text.table_files import MEMORY, read_table
 
 PROMPT_SETTINGS = ("template", "label_texts", "instruction", "end", "max_length", "seed")
@@ -95,7 +98,7 @@ def read_run_record(folder):
 
 
 def paths_read(a):
-    """What the command reads -> [(flag, path), ...] for files.check_out. merge calls it too."""
+    """What the command reads -> [(flag, path), ...] for check_out_file. merge calls it too."""
     folder = find_model(a.model)
     needs_run = a.data is None and not getattr(a, "method", None)        # the data of the run
     data = str(read_run_record(folder)["settings"].get("data")) if needs_run else None

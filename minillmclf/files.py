@@ -1,5 +1,4 @@
-"""Files: reading JSON, checking --out, locks, writing a file completely or not at all, finding a
-model's folder."""
+"""Files: reading JSON, writing a file completely or not at all, finding a model's folder."""
 import json
 import os
 import re
@@ -27,8 +26,6 @@ def short(value, most=60):
     text = text if len(text) <= most else f"{text[:most - 13]} ... {text[-8:]}"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
-
-# ---------------------------------------------------------------- JSON
 
 def parse_json(text, where):
     """The value of a JSON text. InputError, beginning with `where`, for invalid JSON, for numbers
@@ -111,126 +108,6 @@ def check_fields(record, table, where):
     return record
 
 
-# ---------------------------------------------------------------- what a command may write to
-
-def check_out_path(out, inputs):
-    """What check_out_file and check_out_folder share -> (Path, does it exist?).
-
-    inputs: list of (option, path or None) that the command reads. InputError where `out` is one of
-    these, lies in one, or is a folder with one of these files; and for an impossible name.
-    """
-    path = Path(out)
-    try:
-        here = path.resolve()
-        there = path.exists() or path.is_symlink()
-    except (OSError, ValueError, RuntimeError) as error:       # too long; a null byte; a loop
-        raise InputError(f"--out {short(path, 200)}: cannot be a file's name "
-                         f"({error_text(error)})") from None
-    for option, read in inputs:
-        try:
-            read = read and Path(read).resolve()
-            clash = read and (read in (here, *here.parents) or read.is_file() and (
-                there and path.samefile(read) or path.is_dir() and read.parent == here))
-        except (OSError, ValueError, RuntimeError):            # raised again where it is read
-            continue
-        if clash:
-            part = "" if here == read or there and path.samefile(read) else "part of "
-            raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose "
-                             "another --out")
-    return path, there
-
-
-def input_paths(flags):
-    """The existing files and folders that an argparse namespace names -> [(option, path), ...], for
-    the argument `inputs` of the checks."""
-    names = ("config", "data", "test", "sample", "model", "base", "template", "label_texts",
-             "instruction", "neighbours")
-    return [(f"--{name.replace('_', '-')}", path) for name in names
-            if isinstance(value := getattr(flags, name, None), str) and value
-            for path in (value, CHECKPOINTS / value) if os.path.exists(path)]
-
-
-def check_out_file(out, overwrite=False, inputs=()):
-    """Raise InputError where a command must not write its file `out`. -> Path
-
-    overwrite: an ordinary file there may be replaced; inputs: as for `check_out_path`.
-    """
-    path, there = check_out_path(out, inputs)
-    if there and not path.is_file():
-        raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary "
-                         "file): name a new file")
-    if there and not overwrite:
-        raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or "
-                         "--overwrite")
-    return path
-
-
-def check_out_folder(out, own=False, overwrite=False, inputs=()):
-    """Raise InputError where a command must not write into its folder `out`. -> Path
-
-    own: the folder holds an earlier run of this command, which may be continued; overwrite: any
-    files in it may be replaced; inputs: as for `check_out_path`.
-    """
-    path, there = check_out_path(out, inputs)
-    if there and not path.is_dir():
-        raise InputError(f"--out {short(path, 200)}: could not be written (it is no folder): "
-                         "choose another --out")
-    if there and not (own or overwrite):
-        found = sorted(p.name for p in path.iterdir() if not p.name.endswith(".writing"))
-        if found:
-            what = "a model" if "config.json" in found else short(found[0])
-            raise InputError(f"--out {short(path, 200)}: is not empty, it holds {what}: choose a "
-                             "new folder, or --overwrite")
-    return path
-
-
-# ---------------------------------------------------------------- locks
-
-def lock_handle(handle, name):
-    """Lock an open file or folder until `handle` is closed; InputError if another process holds
-    the lock. Without fcntl (Windows), and on disks without locks, nothing is locked."""
-    try:
-        import fcntl
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        kind = "folder" if Path(name).is_dir() else "file"
-        raise InputError(f"{name}: another process is writing to this {kind}: wait for it, or "
-                         "choose another --out") from None
-    except (ImportError, OSError):
-        return
-
-
-@contextmanager
-def lock_folder(folder):
-    """with lock_folder(folder): ...   No other process writes to this folder meanwhile.
-
-    The lock is on the folder itself and ends with the process, even if that is killed. A new folder
-    that stays empty is removed.
-    """
-    if os.name == "nt":                                        # Windows opens no folders
-        yield
-        return
-    folder = Path(folder)
-    try:
-        new = not folder.exists()
-        if not new and not folder.is_dir():
-            raise OSError(0, "it is a file, a folder is needed")
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--out {short(folder, 300)}: could not be written ({error_text(error)}): "
-                         "choose another --out") from None
-    try:
-        lock_handle(handle, folder)
-        yield
-    finally:
-        os.close(handle)
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-# ---------------------------------------------------------------- writing
-
 @contextmanager
 def replacing_file(path):
     """with replacing_file(path) as temporary: ...   `temporary` is renamed to `path` at the end.
@@ -286,8 +163,6 @@ def remove_path(path):
         except OSError:
             pass                                               # the next write there will raise it
 
-
-# ---------------------------------------------------------------- models
 
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).

@@ -4,9 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from . import train
 from .cli.device import move
-from .cli.few_rows import read_run
+from .cli.settings import read_settings
 from .text.table_files import MEMORY
 from .text.table_memory import table_from_memory
 
@@ -25,21 +24,24 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
 
     Raises InputError for wrong data and settings; KeyboardInterrupt once Ctrl-C saved the state.
     """
-    from .classify.classifier import Classifier            # it loads torch
     table = None if isinstance(data, (str, os.PathLike)) else table_from_memory(data)
-    config, say = settings.pop("config", None), say or train.say_nothing
+    config = settings.pop("config", None)
     settings |= {"model": model, "data": MEMORY if table else data, "out": out}
     given = {name: flag_value(value) for name, value in settings.items() if value is not None}
-    s, rows, line = read_run(given, config, table)
+    s = read_settings(given, config)
+    from .classify.classifier import Classifier           # torch takes seconds, an import none
+    from .cli import few_rows, training_run
+    say = say or training_run.say_nothing
+    s, rows, line = few_rows.read_run(s, given, config, table)
     if line:
         say(line)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(s.out or scratch)
-        record = train.train_unless_finished(s, rows, folder, overwrite, say, on_epoch)
+        record = training_run.train_unless_finished(s, rows, folder, overwrite, say, on_epoch)
         if record is None:
             kept = f"saved in {s.out}; the same call goes on" if s.out else "nothing is kept"
             raise KeyboardInterrupt(f"stopped: {kept}")
-        train.show_record(record, rows, s.out, say)
+        training_run.show_record(record, rows, s.out, say)
         return move(Classifier.load(folder), s.device)
 
 

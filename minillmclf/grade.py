@@ -13,9 +13,10 @@ of the reference, so that one mistake is not charged twice.
 import sys
 from pathlib import Path
 
+from .cli.outputs import check_out_file
 from .cli.parser import Parser, run
 from .errors import InputError
-from .files import PACKAGE, check_out_file
+from .files import PACKAGE
 
 
 def parse(arguments=None):

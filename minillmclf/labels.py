@@ -8,10 +8,12 @@ Reads the tokenizer and config.json, no weights. Prints the tokens of each label
 and cut alone, which texts begin alike, lengths, unknown tokens, and the ends of the prompt. The
 last line counts the warnings.
 """
+from .classify.label_text.wordings import read_template
+from .cli.outputs import check_out_file, input_paths
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
-from .files import check_out_file, find_model, input_paths, read_json, write_json
+from .files import find_model, read_json, write_json
 from .text.data import load_data
 
 READOUT_SETTINGS = ("template", "label_texts", "instruction", "end", "score_by")   # of train
@@ -53,7 +55,6 @@ def build_report(a, labels, fields):
     from .classify.build import check_labels               # torch takes seconds, --help should not
     from .classify.label_text.doctor import examine_labels
     from .classify.label_text.options import label_readout, read_label_options
-    from .classify.label_text.wordings import read_template
     from .models import model_class
     from .text.tokenizers.tokenizer import load_tokenizer
     check_labels(labels, "--data" if a.data else "--labels")

@@ -10,11 +10,12 @@ changes answers. Printed is how the merged model differs on the rows that it was
 --data: the largest difference of a probability, and how many rows change their class.
 """
 from .cli.device import add_device_flag, move, place
+from .cli.outputs import check_out_folder
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
 from .evaluate import paths_read, choose_rows
-from .files import check_out_folder, find_model, remove_path
+from .files import find_model, remove_path
 
 
 def parse(arguments=None):

@@ -294,7 +294,7 @@ def serve():
     import torch
 
     import minillmclf.pretrain.pretraining  # noqa: F401
-    import minillmclf.train  # noqa: F401
+    import minillmclf.cli.training_run  # noqa: F401
     from minillmclf.classify import baseline, classifier  # noqa: F401
     torch.optim.AdamW([torch.zeros(1)])             # the first optimiser imports 800 modules more
     os.fsync = fsync

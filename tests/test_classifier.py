@@ -18,7 +18,8 @@ from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse
 from safetensors.torch import load_file, save_file
 
-from minillmclf import inspect, train
+from minillmclf import train
+from minillmclf.inspect import __main__ as inspect
 from minillmclf.cli.rows import load_dataset
 from minillmclf.compare.comparison import obstacle
 from minillmclf.compare.configurations import make_configurations, read_sweep

@@ -24,10 +24,12 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.head import POOLINGS, pool
 from minillmclf.cli.build import KEPT_END
+from minillmclf.cli import training_run
+from minillmclf.cli.checks import GOES_WITH, METHODS
 from minillmclf.cli.parser import run
+from minillmclf.cli.rows import diagnose_data
 from minillmclf.errors import did_you_mean
-from minillmclf.cli.settings import (ALIASES, GOES_WITH, GROUPS, METHODS, OLD_SIDES, Settings, flag,
-                                     read_settings)
+from minillmclf.cli.settings import ALIASES, GROUPS, OLD_SIDES, Settings, flag, read_settings
 from minillmclf.training.rates import default_lr, lr_text
 from minillmclf.tuning import METHODS as TUNING
 
@@ -397,9 +399,9 @@ def test_what_is_saved_says_the_same_when_it_is_loaded_again(
     place, tmp_path, monkeypatch, method, more
 ):
     asked = []
-    real = train.check_saved
+    real = training_run.check_saved
     monkeypatch.setattr(
-        train,
+        training_run,
         "check_saved",
         lambda model, folder, texts: asked.append(texts) or real(model, folder, texts),
     )
@@ -502,7 +504,7 @@ def test_the_advice_on_long_texts_can_be_followed(tmp_path):
     data = load_data(str(small.data_file(tmp_path / "data.csv")))
 
     def warned(**more):
-        report = train.diagnose_data(Classifier.from_backbone(base, data.labels, **more), data)
+        report = diagnose_data(Classifier.from_backbone(base, data.labels, **more), data)
         return next(w for w in report.warnings if "truncated" in w)
 
     assert warned(max_length=7).endswith("raise max_length")

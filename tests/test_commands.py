@@ -21,6 +21,7 @@ from minillmclf.compare import __main__ as compare
 from minillmclf import evaluate, train
 from minillmclf.predict import __main__ as predict
 from minillmclf.classify.classifier import Classifier
+from minillmclf.cli import training_run
 from minillmclf.cli.settings import Settings
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3)
@@ -177,7 +178,7 @@ def test_table_shows_the_baselines_beside_the_model(place, call, tmp_path):
 # ---------------------------------------------------------------- the same run again
 
 def test_finished_run_is_shown_and_not_touched(place, call, monkeypatch):
-    monkeypatch.setattr(train, "train_run", None)                    # whoever trains again, fails
+    monkeypatch.setattr(training_run, "train_run", None)             # whoever trains again, fails
     before = files(place / "finished")
     code, out, err = call(train, *arguments(place, place / "finished"))
     assert code == 0 and "finished already" in out and "bag of words" in out and "bert, full" in out
@@ -221,7 +222,7 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(place, tmp_path, mo
     before = files(out)
     with monkeypatch.context() as patch:
         # as if Ctrl-C came at once
-        patch.setattr(train, "fit_with_progress", lambda *_: (None, 0.0))
+        patch.setattr(training_run, "fit_with_progress", lambda *_: (None, 0.0))
         code, said, _ = call(train, *arguments(place, out, "--overwrite", lr=1e-3))
     assert code == 130 and "The same command without --overwrite goes on" in said
     assert before.items() <= files(out).items(), (

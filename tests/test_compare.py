@@ -27,7 +27,7 @@ from minillmclf.compare.runs import Run
 from minillmclf.compare.summary import (difference_to_best, interval_over_seeds, read_predictions,
                                         summarise)
 from minillmclf.compare.table import csv_of_runs, comparison_markdown
-from minillmclf.train import write_predictions
+from minillmclf.cli.rows import write_predictions
 from minillmclf.training.metrics import METRICS, evaluate
 from minillmclf.training.statistics import bootstrap_interval, mcnemar_p, t_interval
 
@@ -431,7 +431,7 @@ def test_milliseconds_by_a_clock_of_our_own(monkeypatch):
 def fake_runs(tmp_path, right, dev=None, seeds=2, rows=40, sweep=None, size="all"):
     """Made-up runs: right[name] is the share of right rows. -> runs, labels of their groups"""
     found, rng = [], random.Random(0)
-    from minillmclf.text.data import Example
+    from minillmclf.text.examples import Example
     examples = [Example((f"text {i}",), "ab"[i % 2], i + 2) for i in range(rows)]
     for number, (name, share) in enumerate(right.items()):
         model = "m" if sweep else name
@@ -519,7 +519,7 @@ def test_other_test_rows_are_not_compared(tmp_path):
 
 
 def test_answers_that_rounding_made_equal_keep_the_class_that_was_said(tmp_path):
-    from minillmclf.text.data import Example
+    from minillmclf.text.examples import Example
     examples = [Example(("one", "more"), "b", 2), Example(("two", "more"), "a", 3)]
     write_predictions(tmp_path / "p.csv", examples,
                       np.array([[0.4999999, 0.5000001], [1e-9, 1 - 1e-9]]), ["a", "b"])
@@ -569,7 +569,7 @@ def test_the_times_that_are_told():
 
 def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from minillmclf.report import pictures
+    from minillmclf.compare import pictures
     rows = [{"model": m, "method": "full", "readout": "head", "label": m, "size": size,
              "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6},
              "trainable": n, "train_seconds": 1.0 + n, "log_loss": 1.0, "ece": 0.1, "memory_mb": 9,

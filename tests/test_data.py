@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minillmclf.text import data, doctor
-from minillmclf.text.data import Dataset, Example, load_data, read_examples
+from minillmclf.text.data import Dataset, load_data
+from minillmclf.text.examples import Example, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -16,7 +16,9 @@ from minillmclf.cli.settings import read_settings
 from minillmclf.text import doctor
 from minillmclf.folds.arena import read_arena, read_ids
 from minillmclf.folds.reading import read_source
-from minillmclf.text.data import load_data, read_examples, read_text_chunks, row_splits
+from minillmclf.text.data import load_data
+from minillmclf.text.examples import read_examples, read_text_chunks
+from minillmclf.text.splits import row_splits
 from minillmclf.text.prompt import cut_longest
 from minillmclf.text.table_files import read_table
 

@@ -184,7 +184,8 @@ def test_batches_hold_several_rows_of_each_class(counts, size):
 # ---------------------------------------------------------------- what train chooses
 
 def chosen(place, data="few.csv", **flags):
-    return read_run({"model": str(place / "bert"), "data": str(place / data), **flags})
+    flags |= {"model": str(place / "bert"), "data": str(place / data)}
+    return read_run(read_settings(flags), flags)
 
 
 def test_train_chooses_by_the_number_of_rows(place):
@@ -394,11 +395,11 @@ def test_folds_that_cannot_be_are_refused(place, tmp_path):
             *((f"the soup {n}", "kitchen") for n in range(5))]
     with (tmp_path / "rare.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    refused(lambda: read_run({"model": str(place / "bert"), "data": str(tmp_path / "rare.csv"),
-                              "dev": "cross"}), "'kitchen' has 4 different texts for 5 folds")
+    refused(lambda: chosen(place, tmp_path / "rare.csv", dev="cross"),
+            "'kitchen' has 4 different texts for 5 folds")
     small.data_file(tmp_path / "marked.csv")
-    refused(lambda: read_run({"model": str(place / "bert"), "data": str(tmp_path / "marked.csv"),
-                              "dev": "cross"}), "--dev cross", "dev rows of its own")
+    refused(lambda: chosen(place, tmp_path / "marked.csv", dev="cross"),
+            "--dev cross", "dev rows of its own")
     refused(lambda: read_settings({"dev": "cross", "multi_label": "on", "metric": "log_loss"}),
             "--multi-label off")
 

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.folds import cross_validation, __main__ as folds
-from minillmclf import train
 from minillmclf.classify.calibrate import fit_temperature
 from minillmclf.classify.classifier import Classifier
+from minillmclf.cli import training_run
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings, read_settings
@@ -311,7 +311,7 @@ def test_dev_is_never_held_out(place):
 
 def test_finished_folds_stay(place, call, monkeypatch):
     before = files(place / "out")
-    monkeypatch.setattr(train, "train_run",
+    monkeypatch.setattr(training_run, "train_run",
                         lambda *_, **__: pytest.fail("a finished fold was trained again"))
     monkeypatch.setattr(Classifier, "load",
                         lambda *_: pytest.fail("a model was asked again for what it has said"))
@@ -324,7 +324,7 @@ def test_finished_folds_stay(place, call, monkeypatch):
 def test_other_test_rows_are_asked_anew(place, call, tmp_path, monkeypatch):
     shutil.copytree(place / "out", tmp_path / "out")
     write(tmp_path / "new.csv", ("text",), [("rose soil",), ("storm",)])
-    monkeypatch.setattr(train, "train_run",
+    monkeypatch.setattr(training_run, "train_run",
                         lambda *_, **__: pytest.fail("other test rows are no reason to train"))
     code, out, err = call(*arguments(place, tmp_path / "out")[:-len(QUICK)], *QUICK,
                           "--test", tmp_path / "new.csv", "--sample", "")

@@ -10,7 +10,7 @@ from conftest import MODELS
 from safetensors.torch import load_file, save_file
 from small import bert_folder, command
 
-from minillmclf import inspect
+from minillmclf.inspect import __main__ as inspect, page
 from minillmclf.cli import fits, memory
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import build_head
@@ -37,7 +37,7 @@ def report(capsys, *arguments):
 def test_every_tensor_of_the_file_is_in_the_report(name, capsys, monkeypatch):
     """Memory, which takes seconds to measure, has the test after the next."""
     for lines in ("memory_lines", "switch_lines"):
-        monkeypatch.setattr(inspect, lines, lambda *_: [])
+        monkeypatch.setattr(page, lines, lambda *_: [])
     tensors = load_file(MODELS / name / "model.safetensors")
     out = report(capsys, MODELS / name, "--layers")
     for tensor, value in tensors.items():
@@ -71,7 +71,7 @@ def test_parts_and_memory_are_those_of_the_model(name, capsys, monkeypatch):
     change no number here."""
     if name in ("flan_lm", "ul2_classifier"):
         for length in ("METHOD_LENGTH", "SWITCH_LENGTH"):
-            monkeypatch.setattr(inspect, length, 64)
+            monkeypatch.setattr(page, length, 64)
     out = report(capsys, MODELS / name)
     total = int(re.search(r"^([\d,]+) parameters$", out, re.M).group(1).replace(",", ""))
     parts = [int(number.replace(",", ""))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minillmclf.classify.baseline import BagOfWords, class_frequencies, terms_of, rows_of
 from minillmclf.classify.task import SingleLabel
-from minillmclf.text.data import Example
+from minillmclf.text.examples import Example
 from minillmclf.training.metrics import METRICS, calibration_error, class_f1, evaluate
 
 # Six rows, three classes. Answers: 0 0 1 1 2 0; true: 0 1 1 1 2 2.

@@ -16,7 +16,8 @@ from conftest import MODELS
 from safetensors.torch import load_file, save_file
 from small import bert_folder
 
-from minillmclf import inspect, load_tokenizer, train
+from minillmclf import load_tokenizer, train
+from minillmclf.inspect import __main__ as inspect
 from minillmclf.predict import __main__ as predict
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError

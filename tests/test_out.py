@@ -12,7 +12,7 @@ import small
 from conftest import refused
 
 from minillmclf.compare import comparison, __main__ as compare
-from minillmclf import evaluate, files, labels, merge
+from minillmclf import evaluate, labels, merge
 from minillmclf.folds import __main__ as folds
 from minillmclf.predict import __main__ as predict
 from minillmclf.pretrain import __main__ as pretrain, pretraining
@@ -20,6 +20,7 @@ from minillmclf.report import __main__ as report
 from minillmclf.predict import stream
 from minillmclf import train
 from minillmclf.classify.classifier import Classifier
+from minillmclf.cli import outputs
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from tests.bench import __main__ as bench
@@ -130,7 +131,7 @@ def test_a_name_that_cannot_be(place, call, out):
 
 def test_what_cannot_be_read_is_no_clash(tmp_path):
     strange = [("--data", "x" * 5000), ("--data", "a\0b"), ("--data", None)]
-    assert files.check_out_file(tmp_path / "new", False, strange) == tmp_path / "new"
+    assert outputs.check_out_file(tmp_path / "new", False, strange) == tmp_path / "new"
 
 
 # ------------------------------------------------------------------------------------------ folders
@@ -264,7 +265,7 @@ def test_two_runs_into_one_file_are_told(place, call, tmp_path):
 
 def test_a_lock_on_a_file_that_has_its_name_already(tmp_path, monkeypatch):
     """The other run ends between opening the part and locking it: what is locked is its OUT."""
-    part, real = tmp_path / "a.part", files.lock_handle
+    part, real = tmp_path / "a.part", outputs.lock_handle
 
     def late(handle, name):
         os.replace(part, tmp_path / "a")

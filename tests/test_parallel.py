@@ -25,6 +25,7 @@ DISTURBED = """
 import os, signal, sys
 import torch
 from minillmclf import train
+from minillmclf.cli import training_run
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.training.parallel import processes
@@ -39,12 +40,12 @@ def take_step(*arguments, **more):
             raise InputError("only here")
     return real(*arguments, **more)
 processes.take_step = take_step
-build = train.build_classifier
-train.build_classifier = lambda *arguments: (
+build = training_run.build_classifier
+training_run.build_classifier = lambda *arguments: (
     lambda model, *rest: (model.double(), *rest))(*build(*arguments))
 torch.Tensor.float = torch.Tensor.double
 torch.set_default_dtype(torch.float64)
-train.check_saved = lambda *_: None                       # a model in float64 is saved in float32
+training_run.check_saved = lambda *_: None                # a model in float64 is saved in float32
 run(lambda: train.main(sys.argv[3:]))
 """
 

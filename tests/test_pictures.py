@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from minillmclf.report import pictures
+from minillmclf.compare import pictures as comparisons
+from minillmclf.report import figures as kit, pictures
 from minillmclf.errors import InputError
 from minillmclf.training.metrics import calibration_error
 
@@ -37,9 +38,9 @@ def history(epochs=3):
 def figures():
     """One of each kind, easy and hard."""
     rng = np.random.default_rng(0)
-    yield pictures.learning_curve_figure(
+    yield comparisons.learning_curve_figure(
         [row("a", 0.5, 10), row("a", 0.6), row("b", 0.7, 10), row("b", 0.8, 25)])
-    yield pictures.cost_figure(crowd())
+    yield comparisons.cost_figure(crowd())
     for classes in (2, 12, 13, 77):
         yield pictures.confusion_figure(rng.integers(0, 9, (classes, classes)), [
             f"MANY wide letters, as in WWWW, {i}" for i in range(classes)])
@@ -95,7 +96,7 @@ def test_axes_are_named_and_the_picture_is_told_in_words(drawn):
 def test_nothing_is_left_in_matplotlib(drawn):
     import matplotlib
     before = dict(matplotlib.rcParams)
-    pictures.figure_bytes(pictures.training_figure(history()))
+    kit.figure_bytes(pictures.training_figure(history()))
     assert dict(matplotlib.rcParams) == before, (
         "the style of the pictures leaks into the user's own")
     if "matplotlib.pyplot" in sys.modules:
@@ -118,21 +119,21 @@ def test_learning_curve_shows_means_and_intervals(drawn):
 
 
 def test_a_line_goes_from_few_rows_to_many(drawn):
-    figure = pictures.learning_curve_figure([row("a", 0.5, 25), row("a", 0.4, 5)])
+    figure = comparisons.learning_curve_figure([row("a", 0.5, 25), row("a", 0.4, 5)])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["5", "25"]
     assert figure.axes[0].containers[0][0].get_ydata() == pytest.approx([0.4, 0.5]), (
         "a line goes from few rows to many")
 
 
 def test_pareto_front_by_hand():
-    assert (pictures.pareto_front([(1, 0.5), (2, 0.7), (3, 0.6), (2, 0.6), (4, 0.7), (9, 0.8)])
+    assert (comparisons.pareto_front([(1, 0.5), (2, 0.7), (3, 0.6), (2, 0.6), (4, 0.7), (9, 0.8)])
             == {0, 1, 5})
-    assert pictures.pareto_front([(1, 0.5), (1, 0.5), (1, 0.4)]) == {0, 1}, (
+    assert comparisons.pareto_front([(1, 0.5), (1, 0.5), (1, 0.4)]) == {0, 1}, (
         "equal points do not beat each other")
 
 
 def test_the_front_is_drawn_as_steps(drawn):
-    axes = pictures.cost_figure([row("a", 0.5, memory_mb=10.0), row("b", 0.8, memory_mb=20.0),
+    axes = comparisons.cost_figure([row("a", 0.5, memory_mb=10.0), row("b", 0.8, memory_mb=20.0),
                                  row("c", 0.6, memory_mb=30.0)], "memory_mb").axes[0]
     line = next(line for line in axes.lines if line.get_label().startswith("Pareto front"))
     assert line.get_xydata().tolist() == [[10, 0.5], [20, 0.5], [20, 0.8]], (
@@ -142,26 +143,26 @@ def test_the_front_is_drawn_as_steps(drawn):
 def test_cost_numbers_do_not_overlap_and_name_every_row(drawn):
     from matplotlib.text import Annotation
     for seed in range(2):
-        figure = pictures.cost_figure(crowd(seed))
+        figure = comparisons.cost_figure(crowd(seed))
         boxes = [a.get_window_extent() for a in figure.axes[0].findobj(Annotation)]
         assert len(boxes) == 16
         clashes = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert clashes == 0, f"seed {seed}: {clashes} pairs of numbers lie over each other"
         key = figure.legends[1].get_texts()[0].get_text().splitlines()
         best = [r["label"] for r in sorted(crowd(seed), key=lambda r: -r["accuracy"]["mean"])]
-        assert [line.split("  ")[1] for line in key] == [pictures.short_name(name) for name in best]
+        assert [line.split("  ")[1] for line in key] == [kit.short_name(name) for name in best]
 
 
 def test_rows_without_a_cost_are_named_not_dropped_silently(drawn):
-    figure = pictures.cost_figure(crowd(), "trainable")
+    figure = comparisons.cost_figure(crowd(), "trainable")
     assert ("majority, bag of words" in figure.axes[0].get_xlabel()
             and "majority, bag of words" in figure.get_label())
     assert figure.axes[0].get_xscale() == "log"
     with pytest.raises(InputError, match="no row of the table has a number above 0"):
-        pictures.cost_figure(crowd(), "ms_per_text")
+        comparisons.cost_figure(crowd(), "ms_per_text")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures.cost_figure(crowd(), "memory_mb")                    # all the same cost
+        comparisons.cost_figure(crowd(), "memory_mb")                    # all the same cost
 
 
 def test_confusion_says_counts_and_shares(drawn):
@@ -171,7 +172,7 @@ def test_confusion_says_counts_and_shares(drawn):
         "a class without rows has no shares, and no division by zero")
     assert figure.axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["yes", "$no$"]
-    pictures.figure_bytes(figure, ".png")                            # "$" begins no formula
+    kit.figure_bytes(figure, ".png")                            # "$" begins no formula
     assert ("75.0% of 4 rows right" in figure.get_label()
             and "1 x yes taken for $no$" in figure.get_label())
 
@@ -212,7 +213,7 @@ def test_training_shows_each_epoch(drawn):
     assert [line.get_ydata().tolist() for line in above.lines] == [
         [h[k] for h in history(4)] for k in ("train_loss", "log_loss")]
     assert below.lines[0].get_ydata().tolist() == [0.3] * 4 and below.get_ylabel() == "dev macro f1"
-    pictures.figure_bytes(pictures.training_figure(history(1)))             # one epoch is a point
+    kit.figure_bytes(pictures.training_figure(history(1)))             # one epoch is a point
 
 
 def luminance(colour):
@@ -236,28 +237,28 @@ def test_colours_stand_out_and_stay_apart_without_red_or_green_cones():
                             [-0.003882, -0.048116, 1.051998]],
              "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
                               [-0.011820, 0.042940, 0.968881]]}
-    for colour in pictures.COLOURS:
-        assert contrast(colour, pictures.PAPER) >= 3, f"{colour} is too faint on {pictures.PAPER}"
-    assert contrast(pictures.INK, pictures.PAPER) >= 7
+    for colour in kit.COLOURS:
+        assert contrast(colour, kit.PAPER) >= 3, f"{colour} is too faint on {kit.PAPER}"
+    assert contrast(kit.INK, kit.PAPER) >= 7
     for name, matrix in blind.items():
         seen = [np.clip(np.dot(matrix, np.array(rgb(c)) ** 2.2), 0, 1) ** (1 / 2.2)
-                for c in pictures.COLOURS]
+                for c in kit.COLOURS]
         for i, a in enumerate(seen):
             for j in range(i):
                 apart = np.linalg.norm(a - seen[j])
                 assert apart > 0.25, (
-                    f"{name}: {pictures.COLOURS[i]} and {pictures.COLOURS[j]} look alike "
+                    f"{name}: {kit.COLOURS[i]} and {kit.COLOURS[j]} look alike "
                     f"({apart:.2f})")
-    kinds = (pictures.COLOURS, pictures.MARKERS, pictures.DASHES)
+    kinds = (kit.COLOURS, kit.MARKERS, kit.DASHES)
     assert len(set(zip(*(np.resize(kind, 60) for kind in kinds)))) >= 16
 
 
 @pytest.mark.parametrize("suffix, start", [
     (".svg", b"<?xml"), (".png", b"\x89PNG"), (".pdf", b"%PDF")])
 def test_save(drawn, tmp_path, suffix, start):
-    pictures.save_figure(pictures.training_figure(history()), tmp_path / f"a{suffix}")
+    kit.save_figure(pictures.training_figure(history()), tmp_path / f"a{suffix}")
     found = (tmp_path / f"a{suffix}").read_bytes()
-    again = pictures.figure_bytes(pictures.training_figure(history()), suffix)
+    again = kit.figure_bytes(pictures.training_figure(history()), suffix)
     assert found.startswith(start) and found == again, "the same data should give the same bytes"
     assert suffix == ".pdf" or b"Training over 3 epochs" in found, (
         "the alternative text is not in the file")
@@ -266,7 +267,7 @@ def test_save(drawn, tmp_path, suffix, start):
 
 def test_an_unknown_suffix_writes_nothing(drawn, tmp_path):
     with pytest.raises(InputError, match=r"a.gif: unknown suffix '.gif': use .svg, .png, .pdf"):
-        pictures.save_figure(drawn[-1], tmp_path / "a.gif")
+        kit.save_figure(drawn[-1], tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())
 
 
@@ -298,7 +299,7 @@ def test_of_very_many_classes_the_most_confused_are_drawn(drawn):
 def test_names_in_any_script_are_text_and_warn_of_nothing(drawn, recwarn):
     names = ["退款申请", "تأخير", "delivery 😀"]
     figure = pictures.confusion_figure(np.eye(3, dtype=int), names)
-    source = pictures.figure_bytes(figure).decode("utf-8")
+    source = kit.figure_bytes(figure).decode("utf-8")
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
     for name in names:
         assert f">{name}</text>" in source, (

@@ -33,7 +33,7 @@ from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text import parts
 from minillmclf.text.batch import Batch
-from minillmclf.text.data import Example
+from minillmclf.text.examples import Example
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
 from minillmclf.training.plan import Split

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.errors import InputError
-from minillmclf.text.data import Example
+from minillmclf.text.examples import Example
 from minillmclf.text.prompt import Prompt, Template, shorten_texts
 from minillmclf.classify.label_text.wordings import (WORDINGS, default_template, read_label_texts,
                                                      read_template, wordings)

@@ -22,7 +22,8 @@ from minillmclf.models.config import read_model_config
 from minillmclf.cli.settings import read_settings
 from minillmclf.compare.summary import read_predictions
 from minillmclf.pretrain.corpus import weighted
-from minillmclf.text.data import load_data, read_examples
+from minillmclf.text.data import load_data
+from minillmclf.text.examples import read_examples
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from small import bert_folder, command, data_file, flags
 
-from minillmclf.report import __main__ as report, page as pages, pictures
+from minillmclf.report import __main__ as report, figures, page as pages
 from minillmclf import train
 from minillmclf.errors import InputError
+from minillmclf.cli.rows import write_predictions
 from minillmclf.cli.settings import Settings
-from minillmclf.text.data import Example
+from minillmclf.text.examples import Example
 from minillmclf.training.metrics import evaluate
 
 LABELS = ["garden", "kitchen", "<weather> & \"more\""]
@@ -31,7 +32,7 @@ def run_folder(folder, labels=LABELS, texts=(NASTY, "plain"), rows=60, seed=0):
     examples = [Example(texts=(f"{texts[i % len(texts)]} {i}",), label=labels[c], row=i + 2)
                 for i, c in enumerate(truth)]
     folder.mkdir(parents=True)
-    train.write_predictions(folder / "predictions.csv", examples, probabilities, labels)
+    write_predictions(folder / "predictions.csv", examples, probabilities, labels)
     f1 = {"accuracy": 0.25, "macro_f1": 0.2, "log_loss": 1.1, "ece": 0.01,
           "f1": dict.fromkeys(labels, 0.125)}
     record = {
@@ -216,17 +217,17 @@ def test_a_run_without_mistakes_keeps_its_pictures(tmp_path):
     folder, truth, _ = run_folder(tmp_path / "run", labels)
     sure = np.eye(14)[truth]
     examples = [Example(texts=("first", "second " * 200), label=labels[c], row=2) for c in truth]
-    train.write_predictions(folder / "predictions.csv", examples, sure, labels)
+    write_predictions(folder / "predictions.csv", examples, sure, labels)
     change(folder, results={"tiny": evaluate(sure, truth, labels)})
     page = pages.render_page(report.FinishedRun(folder))
     assert page.count("<p>No mistakes.</p>") == 2
-    assert page.count("<img") == (3 if pictures.has_matplotlib() else 0)
+    assert page.count("<img") == (3 if figures.has_matplotlib() else 0)
 
 
 def test_two_texts_a_row_and_long_ones(tmp_path):
     folder, truth, probabilities = run_folder(tmp_path / "run")
     examples = [Example(texts=("short", "second " * 200), label=LABELS[c], row=2) for c in truth]
-    train.write_predictions(folder / "predictions.csv", examples, probabilities, LABELS)
+    write_predictions(folder / "predictions.csv", examples, probabilities, LABELS)
     page = Page(pages.render_page(report.FinishedRun(folder)))
     start = page.rows.index([
         "line", "text_a", "text_b", "true class", "answer", "probability", "of the true class"])

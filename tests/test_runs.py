@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from minillmclf.compare import runs
 from minillmclf.pretrain import __main__ as pretrain
 from minillmclf import train
+from minillmclf.cli import training_run
 from minillmclf.cli.parser import BreakableStream, StopSignal, limit_message, one_line, run
 from minillmclf.errors import InputError
-from minillmclf.files import lock_folder
+from minillmclf.cli.outputs import lock_folder
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches, row_size
 from minillmclf.training.checkpoint import PROGRESS_FIELDS
@@ -247,8 +248,8 @@ def test_a_link_to_itself_is_one_line(place, call, tmp_path):
 
 
 def test_a_clock_that_stands_still(place, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.time, "monotonic", lambda: 5.0)
-    monkeypatch.setattr(train.time, "time", lambda: 5.0)
+    monkeypatch.setattr(training_run.time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(training_run.time, "time", lambda: 5.0)
     assert call(asked(place, tmp_path / "run", epochs=1))[0] == 0
 
 

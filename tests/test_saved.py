@@ -18,7 +18,8 @@ from minillmclf.files import CHECKPOINTS
 from minillmclf.text.patterns import Clock
 from minillmclf.tuning import selection, tune
 from minillmclf.tuning.peft import write_adapter
-from minillmclf.tuning.saved import base_of, fingerprint, merge_tuned, hash_files
+from minillmclf.tuning.base import fingerprint, hash_files
+from minillmclf.tuning.saved import base_of, merge_tuned
 
 LORA = dict(method="lora", rank=3, alpha=6.0, dropout=0.0, use_rslora=False, targets=None,
             bias="none")

@@ -31,8 +31,9 @@ from minillmclf.classify.baseline import (OneVersusRest, multilabel_frequencies,
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text import doctor
 from minillmclf.text.batch import collate
-from minillmclf.text.data import (Example, hold_out, label_set, split_label, natural_order,
-                                  read_examples)
+from minillmclf.text.cells import label_set, split_label, natural_order
+from minillmclf.text.data import hold_out
+from minillmclf.text.examples import Example, read_examples
 from minillmclf.training.loop import take_step
 from minillmclf.training.plan import Split
 from minillmclf.training.metrics import evaluate

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf.errors import InputError
-from minillmclf.text.data import Example
+from minillmclf.text.examples import Example
 from minillmclf.text.prompt import Prompt, Template
 from minillmclf.classify.label_text.shots import choose_shots, nearest_shots, shorten_shots
 

@@ -15,7 +15,7 @@ from minillmclf.classify.swap import swap_columns, swap_texts
 from minillmclf.errors import InputError
 from minillmclf.folds import stacking
 from minillmclf.models.tensor_files import write_tensors
-from minillmclf.text.data import Example
+from minillmclf.text.examples import Example
 from minillmclf.training.metrics import evaluate
 
 LABELS = ["a", "b", "tie"]

@@ -24,7 +24,8 @@ from small import PIECES
 from test_families import CONFIGS, folders, spread  # noqa: F401  (folders: a fixture)
 
 from minillmclf.choose import __main__ as choose
-from minillmclf import evaluate, inspect, labels, train
+from minillmclf import evaluate, labels, train
+from minillmclf.inspect import __main__ as inspect
 from minillmclf.predict import __main__ as predict, stream
 from minillmclf.classify.classifier import Classifier
 from minillmclf.models import initialise_weights, load_backbone, model_class, save_backbone

@@ -7,8 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
-from ..cli.few_rows import FEW
-from ..cli.settings import Settings, flag, with_current_names
+from ..cli.settings import FEW, Settings, flag, with_current_names
 
 RULE_OF_THUMB = """\
 the rule of thumb

@@ -1,11 +1,12 @@
 """What python -m minillmclf.choose prints: the facts, and the advice that follows from them."""
 import json
 
-from ..cli.settings import read_settings, refuse_multi_label
-from ..files import find_model
-from ..text.doctor import unknown_warning
+from ..cli.checks import refuse_multi_label
 from ..cli.memory import size_text
 from ..cli.rows import load_dataset
+from ..cli.settings import read_settings
+from ..files import find_model
+from ..text.doctor import unknown_warning
 from .advice import FEW_CUT_SHARE, RULE_OF_THUMB, UNBALANCED, advise, command_of
 from .facts import USABLE, all_model_facts, data_facts, machine_facts, rows_at_once
 from .measured import comparison_facts

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import short
-from ..text.data import split_label
+from ..text.cells import split_label
 from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evaluate_multilabel,
                                    positive_weights)
 from .baseline import OneVersusRest, multilabel_frequencies

@@ -1,8 +1,15 @@
 """From settings to a classifier, for train, evaluate, compare and inspect alike."""
 import re
 
+from ..classify import build as modules
+from ..classify.classifier import Classifier
+from ..classify.multilabel import MultiLabel
+from ..classify.preference import Preference
+from ..classify.task import SingleLabel
 from ..errors import InputError
 from ..training.rates import lr_text
+from ..tuning import METHODS, tune
+from ..tuning.frozen import half_modules
 from .device import check_device, device_lines, move
 
 ROUNDED = 1e-5                 # of a probability
@@ -10,13 +17,9 @@ ROUNDED = 1e-5                 # of a probability
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
 
 
-# ---------------------------------------------------------------- the classifier
-
 def build_classifier(s, labels, fields=("text",)):
     """Build a classifier on its device, add its tuning method -> (classifier, number of parameters
     that are trainable, of all). fields: the names by which a template calls a row's texts."""
-    from ..classify.classifier import Classifier
-    from ..tuning import tune
     if s.method == "qlora" and s.weights != "pretrained":
         raise InputError("--method qlora --weights random: there is nothing to learn in random "
                          "weights that are frozen")
@@ -30,7 +33,6 @@ def build_classifier(s, labels, fields=("text",)):
 
 def model_lines(s, model, trainable, total):
     """What was built, and the learning rate -> lines to print."""
-    from ..tuning.frozen import half_modules
     loaded = model.report.summary() if s.weights == "pretrained" else "random weights"
     lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_text(s)}"]
     if model.quantise:
@@ -48,7 +50,6 @@ def model_lines(s, model, trainable, total):
 def check_saved(model, folder, texts):
     """Load what was just saved. InputError unless its probabilities equal the model's: exactly on a
     CPU, to ROUNDED on other devices, which may add up in another order."""
-    from ..classify.classifier import Classifier
     try:
         again = Classifier.load(folder, device=next(model.parameters()).device)
     except InputError as error:
@@ -63,8 +64,6 @@ def check_saved(model, folder, texts):
     raise InputError(f"{folder}: what was saved {fault}: the state of training is kept; give the "
                      "same command again; if that ends here too, look whether the base has changed")
 
-
-# ---------------------------------------------------------------- parts of the settings
 
 def classifier_options(s, fields=("text",)):
     """The settings that decide a classifier's modules -> keywords of classify.build.Options.
@@ -84,9 +83,6 @@ def classifier_options(s, fields=("text",)):
 
 def task_class(s):
     """The class of Task that the settings ask for."""
-    from ..classify.multilabel import MultiLabel
-    from ..classify.preference import Preference
-    from ..classify.task import SingleLabel
     if s.multi_label == "on":
         return MultiLabel
     compares = s.preference != "none" or s.swap != "none" and s.readout == "labels"
@@ -95,7 +91,6 @@ def task_class(s):
 
 def build_task(settings, data):
     """The Task of a run, made without its model. settings: a dict, as in its run.json."""
-    from ..classify import build as modules
     described = {"fields": data.columns} if settings.get("readout") == "labels" else {}
     preference = {"kind": settings.get("preference"), "swap": settings.get("swap")}
     multi_label = settings.get("multi_label") == "on"
@@ -104,7 +99,6 @@ def build_task(settings, data):
 
 def tuning_config(s):
     """The settings that decide how to tune -> the tuning config, a dict that tuning.tune takes."""
-    from ..tuning import METHODS
     targets = s.targets or None
     if targets != "all-linear" and re.fullmatch(r"[\w.]+(,[\w.]+)*", s.targets):
         targets = s.targets.split(",")

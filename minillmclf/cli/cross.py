@@ -10,8 +10,14 @@ import json
 import tempfile
 from dataclasses import replace
 
+import torch
+
 from ..errors import InputError
-from ..text.data import text_key
+from ..text.examples import text_key
+from ..training import loop
+from ..training.metrics import is_better
+from ..training.parallel.processes import is_distributed
+from ..training.plan import Split, plan_epochs
 from .build import build_classifier
 from .machine import prepare_for_training, probe_fitter, reuse_frozen_features, step_and_store
 from .parser import StopSignal
@@ -42,9 +48,6 @@ def fit_as_asked(s, model, train, data, say):
 
     s: cli.settings.Settings; train: plan.Split of data.train; say: a function that prints a line.
     """
-    from ..training import loop
-    from ..training.parallel.processes import is_distributed
-    from ..training.plan import plan_epochs
     if s.dev != "cross":
         return loop.fit
     if is_distributed():
@@ -63,8 +66,6 @@ def fit_as_asked(s, model, train, data, say):
 def keep_epoch(best, found):
     """-> a function as loop.fit, but the weights of epoch `best` are kept, and the metrics of each
     epoch are those of `found`."""
-    from ..training import loop
-
     def fit(model, train, dev, s, store, step, hooks):
         save, on_epoch = store.save_best, hooks.on_epoch
 
@@ -84,7 +85,6 @@ def keep_epoch(best, found):
 
 def choose_epoch(found, metric):
     """The metrics of each epoch -> the best epoch, from 1; ties are broken as in the loop."""
-    from ..training.metrics import is_better
     best = 1
     for epoch, metrics in enumerate(found, 1):
         best = epoch if is_better(metric, metrics, found[best - 1]) else best
@@ -94,7 +94,6 @@ def choose_epoch(found, metric):
 def answer_held_out(s, data, stop, say):
     """-> for each epoch the metrics of the answers to all training rows, each row answered by the
     model that has not learned it; None if the user stopped."""
-    import torch
     folds, targets, logits = assign_rows(data.train, s.seed), [], []
     for fold in range(FOLDS):
         learned = [example for example, own in zip(data.train, folds) if own != fold]
@@ -111,8 +110,6 @@ def answer_held_out(s, data, stop, say):
 def fit_fold(s, data, learned, held_out, stop):
     """Train a new model on `learned` -> the model; `held_out` as a plan.Split; the logits (n, C)
     of `held_out` after each epoch, or None if the user stopped."""
-    from ..training import loop
-    from ..training.plan import Split
     model, _, _ = build_classifier(s, data.labels, data.columns)
     prepare_for_training(s, model)
     train = encode_split(model, model.task.training_examples(learned), training=True)[0]

@@ -37,7 +37,8 @@ def check_device(name):
         check_shared_device(device)
         torch.zeros(1, device=device).item()               # fails if there is no such device
         if torch.device(device).type == "cuda":
-            turn_off_tf32()
+            torch.set_float32_matmul_precision("highest")      # products, and convolutions
+            torch.backends.cudnn.allow_tf32 = False
         return device
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
@@ -51,13 +52,6 @@ def move(model, name):
         return model.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
-
-
-def turn_off_tf32():
-    """Compute products and convolutions of fp32 numbers in fp32."""
-    import torch
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def check_shared_device(name):

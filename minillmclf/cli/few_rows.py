@@ -10,24 +10,23 @@ from dataclasses import replace
 
 from ..errors import InputError
 from ..files import find_model, read_json
+from ..models import MODELS
 from ..training.rates import default_lr
 from .cross import assign_rows
 from .rows import hold_out_as_asked, load_dataset
 from .run_folder import out_folder
-from .settings import flag, read_settings, with_current_names
+from .settings import FEW, flag, with_current_names
 
-FEW = 50                # rows a class, on average, below which they are chosen
 STEPS, MOST_STEPS = 50, 150
 LOWER = 3               # the learning rate is the usual one, divided by this
 
 
-def read_run(flags, config=None, table=None):
+def read_run(s, flags, config=None, table=None):
     """What train and fine_tune begin with -> Settings, Dataset, a line about what was chosen or "".
 
-    flags: {name: value} that the user gave; config: as for read_settings, and then nothing is
-    chosen but by --few-rows on; table: read in place of --data.
+    s: the Settings; flags: {name: value} that the user gave; config: as for read_settings, and then
+    nothing is chosen but by --few-rows on; table: read in place of --data.
     """
-    s = read_settings(flags, config)
     data, line = load_dataset(s, table), ""
     earlier = table is None and began_earlier(s)
     if flags.get("few_rows") == "on" or config is None and not earlier:
@@ -92,6 +91,5 @@ def choose(s, data):
 
 def is_encoder(model):
     """Is the model in this folder, or of this shipped name, an encoder?"""
-    from ..models import MODELS                                    # torch takes seconds
     family = read_json(find_model(model) / "config.json").get("model_type")
     return family in MODELS and MODELS[family].KIND == "encoder"

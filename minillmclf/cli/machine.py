@@ -4,17 +4,34 @@ import platform
 import sys
 from contextlib import nullcontext
 
+import numpy
+import safetensors
+import torch
+
+try:
+    import resource
+except ImportError:                                    # Windows
+    resource = None
+
 from .. import __version__
 from ..errors import InputError
+from ..training import fp16, loop
+from ..training.checkpoint import Store
+from ..training.completion_loss import CompletionLoss
+from ..training.contrastive import Contrastive
+from ..training.features import cached_features
+from ..training.monitors.gradients import check_first_steps
+from ..training.monitors.memory import name_memory_switch
+from ..training.monitors.nonfinite import locate_divergence
+from ..training.parallel import processes as parallel
+from ..training.probe import START_STRENGTH, STRENGTH, fit_probe
+from ..training.recompute import recompute_blocks
 from .device import device_kind
 
 
 def library_versions(device):
     """Versions, threads, and the kind of device: results depend on these besides the settings.
     device: of --device."""
-    import numpy
-    import safetensors
-    import torch
     return {"minillmclf": __version__, "python": platform.python_version(),
             "torch": torch.__version__, "numpy": numpy.__version__,
             "safetensors": safetensors.__version__, "threads": torch.get_num_threads(),
@@ -23,9 +40,7 @@ def library_versions(device):
 
 def peak_memory_mb():
     """The most memory that this process has held so far, in MB; None on Windows."""
-    try:
-        import resource
-    except ImportError:
+    if resource is None:
         return None
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
@@ -33,11 +48,9 @@ def peak_memory_mb():
 
 def prepare_for_training(s, model):
     """Replicate or shard a built classifier, and set up gradient checkpointing."""
-    from ..training.parallel import processes as parallel
-    from ..training.recompute import recompute_blocks
     parallel.replicate_model(model)
     if s.parallel == "fsdp":
-        from ..training.parallel.fsdp import shard_model   # older versions of torch have none
+        from ..training.parallel.fsdp import shard_model   # it loads 600 modules of torch
         shard_model(model, s.optimizer)
     if s.gradient_checkpointing == "on":
         recompute_blocks(model)
@@ -45,9 +58,6 @@ def prepare_for_training(s, model):
 
 def objective_of(s, model, targets):
     """The loss function that the settings ask for. targets: of the training rows."""
-    from ..training.completion_loss import CompletionLoss
-    from ..training.contrastive import Contrastive
-    from ..training.parallel import processes as parallel
     if s.objective == "contrastive":
         if parallel.is_distributed():
             raise InputError("--objective contrastive compares all rows of a step: it takes one "
@@ -61,7 +71,6 @@ def objective_of(s, model, targets):
 def probe_fitter(s, model, train):
     """-> a function () that fits the head's last layer to the training rows, or None where the
     settings ask for no probe. train: training.plan.Split."""
-    from ..training.probe import START_STRENGTH, STRENGTH, fit_probe
     if s.head_init != "probe" and s.objective != "contrastive":
         return None
     objective = model.task.build_objective(s, train.targets)
@@ -75,12 +84,6 @@ def step_and_store(s, model, targets, folder, stop, say):
 
     The function checks the first gradients and says in which module a NaN or infinity arose.
     """
-    from ..training import fp16, loop
-    from ..training.checkpoint import Store
-    from ..training.monitors.gradients import check_first_steps
-    from ..training.monitors.memory import name_memory_switch
-    from ..training.monitors.nonfinite import locate_divergence
-    from ..training.parallel import processes as parallel
     take_step, store = loop.take_step, Store
     if parallel.is_distributed():
         take_step, store = parallel.take_step, parallel.SharedStore
@@ -98,24 +101,13 @@ def step_and_store(s, model, targets, folder, stop, say):
 def reuse_frozen_features(s, model, encoded):
     """with reuse_frozen_features(...): the hidden states of a frozen backbone are computed once,
     not in each epoch. In several processes nothing is cached."""
-    from ..training.features import cached_features
-    from ..training.parallel import processes as parallel
     return nullcontext() if parallel.is_distributed() else cached_features(model, encoded, s)
 
 
 def logits_of(s, model, encoded):
     """The logits (N, C) of encoded rows; several processes divide the rows."""
-    from ..training.parallel import processes as parallel
     return parallel.shared_logits(model, encoded, s.eval_batch_size)
 
 
-def gather_weights(model):
-    """Gather the model's weights, where several processes hold parts of them."""
-    from ..training.parallel import processes as parallel
-    parallel.gather_model(model)
-
-
-def writes_files():
-    """Is this the process that writes files?"""
-    from ..training.parallel import processes as parallel
-    return parallel.is_main_process()
+# the weights, where several processes hold parts of them; is this the process that writes files?
+gather_weights, writes_files = parallel.gather_model, parallel.is_main_process

@@ -39,8 +39,6 @@ LIMITS = (
     (RecursionError, "", "nested too deep to be read ({}): make the file or the flag simpler"))
 
 
-# ---------------------------------------------------------------- flags
-
 class IgnoreKey(argparse.Action):
     """--ignore-config-key: kept in the environment, which child processes inherit."""
 
@@ -88,8 +86,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
-
-# ---------------------------------------------------------------- messages
 
 def one_line(message):
     """A message without line breaks; a very long one loses its middle, not the remedy."""
@@ -152,8 +148,6 @@ def replace_closed_streams():
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
     return os.open(os.devnull, os.O_WRONLY)
 
-
-# ---------------------------------------------------------------- how a command runs and ends
 
 def run(main, needs_reader=False):
     """Run a command's main() and exit; what it prints is UTF-8, whatever the terminal is set to.

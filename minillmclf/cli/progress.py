@@ -2,6 +2,8 @@
 import sys
 import time
 
+from tqdm import tqdm
+
 LINE_SECONDS = 10       # between two lines
 
 
@@ -28,7 +30,6 @@ class Progress:
         if not self.last_step:
             self.steps_before = step - 1
             if not self.quiet and sys.stderr.isatty():
-                from tqdm import tqdm
                 self.bar = tqdm(total=total, initial=self.steps_before, unit="step", **self.options)
         self.last_step, now = step, time.monotonic()
         if self.bar is not None:

@@ -1,13 +1,13 @@
 """The rows of a run: read them, let the data doctor look, encode them, write predictions.csv."""
-import csv
-import io
 import math
 import random
 
 from ..errors import InputError
 from ..files import short, write_text
-from ..text.data import load_data, text_column_names
-from .build import task_class
+from ..text.data import load_data
+from ..text.doctor import examine_data, unknown_share
+from ..text.examples import text_column_names
+from .tables import csv_text
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
 
@@ -27,9 +27,11 @@ def draw_rows(examples, per_class, seed):
 def load_dataset(s, table=None):
     """The Dataset of a run: columns and number of training rows are those of the settings.
     table: a Table in memory, instead of the file s.data."""
+    from .build import task_class                      # torch takes seconds, --help should not
+    kind = task_class(s)
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
-                     task_class(s).MULTI_LABEL, s.quoting)
-    task_class(s).check_columns(data.columns, s.readout)
+                     kind.MULTI_LABEL, s.quoting)
+    kind.check_columns(data.columns, s.readout)
     data = hold_out_as_asked(s, data)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
@@ -50,7 +52,6 @@ def hold_out_as_asked(s, data):
 
 def diagnose_data(model, data):
     """The data doctor's Report; lengths are counted in the model's own tokens."""
-    from ..text.doctor import examine_data, unknown_share
     from ..tuning.prompt import new_word_ids
     lengths = {split: [model.head.count_tokens(model.tokenizer, row.texts)
                        for row in getattr(data, split)] for split in ("train", "dev", "test")}
@@ -72,14 +73,12 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
     probabilities: (N, C); answers: default the likeliest classes. Texts are written as they are,
     even one like =1+1, which a spreadsheet would compute.
     """
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
     names = text_column_names(len(examples[0].texts))
-    writer.writerow(["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)])
     answers = answers or [labels[p.argmax()] for p in probabilities]
-    for e, answer, p in zip(examples, answers, probabilities):
-        writer.writerow([e.row, *e.texts, e.label, answer, *(f"{x:.6f}" for x in p)])
-    write_text(path, out.getvalue())
+    rows = [[e.row, *e.texts, e.label, answer, *(f"{x:.6f}" for x in p)]
+            for e, answer, p in zip(examples, answers, probabilities)]
+    header = ["line", *names, "label", "predicted", *(f"p_{name}" for name in labels)]
+    write_text(path, csv_text(header, rows))
 
 
 def encode_split(model, examples, training=False):

@@ -17,9 +17,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import (NEW_RUN, check_fields, check_out_path, find_model, lock_folder, read_json,
-                     remove_path, short, write_json)
+from ..files import NEW_RUN, check_fields, find_model, read_json, remove_path, short, write_json
+from ..training.parallel import processes as parallel
+from ..tuning.base import fingerprint
 from .device import device_kind
+from .outputs import check_out_path, lock_folder
 from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up
@@ -40,8 +42,6 @@ def out_folder(s):
     return Path(s.out or f"runs/{name}")
 
 
-# ---------------------------------------------------------------- is it the same run?
-
 def base_fingerprint(s):
     """The fingerprint of the model that a run starts from. It is cached until a file changes."""
     folder = find_model(s.model).resolve()
@@ -52,7 +52,6 @@ def base_fingerprint(s):
 
 @functools.lru_cache                    # `stats` is not read: it is a part of the cache's key
 def cached_fingerprint(folder, stats):
-    from ..tuning.saved import fingerprint
     return fingerprint(folder)
 
 
@@ -126,8 +125,6 @@ def refuse_other_device(s, folder, record):
                          f"--device {begun}, or start anew with --overwrite")
 
 
-# ---------------------------------------------------------------- the folder during a run
-
 class RunFolder:
     """OUT, as the module describes it. folds has a subclass with another record and other files."""
     RECORD_FILE = "run.json"
@@ -138,7 +135,6 @@ class RunFolder:
     @contextmanager
     def lock(self):
         """with folder.lock(): ...   No other process writes to OUT. First `move_into_place`."""
-        from ..training.parallel import processes as parallel
         with lock_folder(self.out) if parallel.is_main_process() else nullcontext():
             self.move_into_place()
             yield
@@ -146,7 +142,6 @@ class RunFolder:
     def move_into_place(self):
         """Move a finished run from OUT/.new or OUT/.whole into OUT; remove old states and .writing.
         The main process does it, the others wait."""
-        from ..training.parallel import processes as parallel
         if parallel.is_main_process():
             if self.is_finished(self.out / NEW_RUN):
                 self.remove_files(self.out)
@@ -189,7 +184,6 @@ class RunFolder:
         """Write the record of a run to the folder `place`, and remove an earlier run there unless
         this one continues it. Called after the model and the data are read: if that fails, nothing
         is lost."""
-        from ..training.parallel import processes as parallel
         parallel.barrier()                     # until all processes have seen what lies in OUT
         if parallel.is_main_process():
             if overwrite or not (place / self.RECORD_FILE).exists():

@@ -1,12 +1,11 @@
 """The settings of a run: one flat dataclass. Each field is a flag, and a key of run.json.
 
-Here: names, defaults, --help, and which values and combinations are refused. Not here: what is
-built from the settings (build.py).
+Here: names, defaults, --help. Not here: which values and combinations are refused (checks.py), and
+what is built from the settings (build.py).
 """
 import argparse
 import json
 import math
-import re
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from ..classify.label_text.wordings import read_template
@@ -14,10 +13,9 @@ from ..classify.sentence_vectors import sentence_settings
 from ..errors import InputError, did_you_mean
 from ..files import find_model, read_json, short
 from ..training.rates import default_lr
+from .checks import check, flag, is_default, unread_settings
 
 SWITCH = "off on"                      # choices of a flag that means on when it has no value
-METHODS = ("full", "head", "last-N", "bitfit", "houlsby", "pfeiffer", "lora", "dora", "qlora",
-           "prefix", "prompt")
 OLD_NAMES = {                          # in run.json of the first version -> now
     "several_labels": "multi_label", "rank_stabilised": "use_rslora", "keep": "truncation_side",
     "checkpointing": "gradient_checkpointing", "focal": "focal_gamma"}
@@ -30,6 +28,7 @@ ALIASES = {                            # other names that flags, --config and fi
 GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
           "texts": "label texts (--readout labels)", "long": "long texts",
           "few": "few rows", "optim": "optimisation", "hardware": "hardware", "data": "data"}
+FEW = 50                               # rows a class, on average, below which few_rows.py chooses
 
 
 def setting(default, group, text, choices="", shown=None):
@@ -125,31 +124,7 @@ class Settings:
     quoting: str = setting("auto", "data", "of CSV and TSV", "auto double none")
     baselines: str = setting("on", "data", "off leaves out the bag of words, which is slow", SWITCH)
 
-    def check(self, given=()):
-        """Raise InputError for a value that is wrong, or that nothing reads. -> self
-
-        given: names that the user set: one that nothing reads is refused even at its default.
-        """
-        for f in fields(self):
-            refuse_unknown(flag(f.name), getattr(self, f.name), f.metadata["choices"])
-        if method_kind(self.method) not in METHODS:
-            refuse_unknown("--method", self.method, METHODS,
-                           ", with N from 1 to the model's blocks")
-        for words, holds, names in RANGES:
-            for name in names.split():
-                if not holds(getattr(self, name)):
-                    raise InputError(f"{flag(name)} {getattr(self, name)}: should be {words}")
-        for name, wanted in unread_settings(vars(self)).items():
-            if name in given or not is_default(self, name):
-                raise InputError(f"{flag(name)} goes with {wanted}")
-        for contradict, words in CONTRADICTIONS:
-            if contradict(self):
-                raise InputError(words.format(**vars(self)))
-        for name in SINGLE_LABEL_ONLY if self.multi_label == "on" else ():
-            if not is_default(self, name):
-                raise InputError(f"{flag(name)} {getattr(self, name)} is for one label a row: "
-                                 "leave it out, or say --multi-label off")
-        return self
+    check = check                          # a method, check(given): see checks.py
 
     def decisive_settings(self):
         """{name: value} of what the result depends on: a run is continued only with the same.
@@ -170,122 +145,6 @@ class Settings:
                     if n not in NEW_SETTINGS or not is_default(self, n)}
         return settings | {"keep": old_sides[self.truncation_side]}
 
-
-RANGES = (               # (what a value should be, the test of it, names)
-    ("1 or more", lambda v: v >= 1, "batch_size eval_batch_size save_every rank "
-     "adapter_size virtual_tokens max_windows max_document"),
-    ("0 or more", lambda v: v >= 0, "epochs rows_per_class max_length overlap min_steps "
-     "batch_tokens micro_batch_size gradient_accumulation weight_decay clip patience focal_gamma "
-     "head_lr"),
-    ("more than 0", lambda v: v > 0, "lr alpha"),
-    ("from 0 to below 1", lambda v: 0 <= v < 1, "warmup label_smoothing adapter_dropout"),
-    ("above 0 and not above 1", lambda v: 0 < v <= 1, "layer_decay"),
-    ("from 0 to 2**63 - 1", lambda v: 0 <= v < 2**63, "seed"),
-    ("a finite number", math.isfinite, "lr head_lr alpha weight_decay focal_gamma clip"))
-GOES_WITH = (            # (setting, values, names): names are read only with one of the values
-    ("readout", ("labels",), "template label_texts instruction end score_by"),
-    ("readout", ("head",), "pool preference truncation_side windows head_init head_lr"),
-    ("windows", ("mean", "max", "attention"), "overlap max_windows max_document"),
-    ("method", ("lora", "dora", "qlora"), "rank alpha adapter_dropout use_rslora targets bias"),
-    ("method", ("qlora",), "quantise"),
-    ("method", ("houlsby", "pfeiffer"), "adapter_size"),
-    ("method", ("prefix", "prompt"), "virtual_tokens"),
-    ("method", ("prefix",), "projection"),
-    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # not head, prefix, prompt
-SINGLE_LABEL_ONLY = ("readout", "preference", "swap", "rows_per_class", "label_smoothing",
-                     "sampling", "focal_gamma")
-CONTRADICTIONS = (       # (is it one?, the error)
-    (lambda s: s.epochs == 0 and s.head_init == "random",
-     "--epochs 0: should be 1 or more; without a step only --head-init probe gives a head"),
-    (lambda s: s.dev == "cross" and s.multi_label == "on",
-     "--dev cross deals the rows of each class into folds: --multi-label off, or --dev split"),
-    (lambda s: s.windows != "none" and s.method == "prompt",
-     "--method prompt puts its words before a whole row, not before each of its windows: "
-     "--windows none"),
-    (lambda s: s.windows != "none" and s.parallel == "fsdp",
-     "--parallel fsdp needs as many forward passes in every process, and documents differ in "
-     "windows: --parallel ddp"),
-    (lambda s: s.dtype == "bf16" and s.method == "full",
-     "--dtype bf16 is for matrices that stay frozen, and --method full trains all of them: take "
-     "--precision bf16, or --method lora"),
-    (lambda s: s.dtype == "bf16" and s.parallel == "fsdp",
-     "--parallel fsdp shares out tensors of one dtype: --dtype fp32, or --parallel ddp"),
-    (lambda s: s.objective == "completion" and s.readout == "head",
-     "--objective completion goes with --readout labels"),
-    (lambda s: s.objective == "contrastive" and (s.readout == "labels" or s.method == "head"),
-     "--objective contrastive trains a body under a head: --readout head, and a --method that "
-     "changes the body"),
-    (lambda s: s.objective == "contrastive" and s.multi_label == "on",
-     "--objective contrastive is for one label a row: --multi-label off"),
-    (lambda s: s.objective == "contrastive" and (
-        s.micro_batch_size or s.gradient_accumulation or s.batch_tokens or s.sampling != "none"),
-     "--objective contrastive compares all rows of a step, and draws them by class: leave out "
-     "--micro-batch-size, --gradient-accumulation, --batch-tokens and --sampling"),
-    (lambda s: (s.head_init == "probe" or s.objective == "contrastive") and (
-        s.windows != "none" or s.preference != "none"),
-     "--head-init probe and --objective contrastive need one vector a row: --windows none and "
-     "--preference none"),
-    (lambda s: s.objective == "completion" and (
-        s.class_weights != "none" or s.label_smoothing or s.focal_gamma),
-     "--objective completion learns words, not classes: --class-weights, --label-smoothing and "
-     "--focal-gamma go with --objective classes"),
-    (lambda s: s.focal_gamma and s.label_smoothing,
-     "--focal-gamma and --label-smoothing are two answers to one question: use one of them"),
-    (lambda s: s.sampling == "balanced" and s.class_weights == "balanced",
-     "--sampling balanced and --class-weights balanced would correct an imbalance twice: use one "
-     "of them"),
-    (lambda s: s.gradient_accumulation and s.micro_batch_size,
-     "--gradient-accumulation {gradient_accumulation} and --micro-batch-size {micro_batch_size} "
-     "both divide a step: use one of them"),
-    (lambda s: s.gradient_accumulation > s.batch_size,
-     "--gradient-accumulation {gradient_accumulation}: a step has {batch_size} rows only: lower "
-     "it, or raise --batch-size"),
-    (lambda s: s.multi_label == "off" and "," in s.label_column,
-     "--label-column {label_column:.60}: a column for each class goes with --multi-label"),
-    (lambda s: s.multi_label == "off" and s.metric in ("exact_match", "micro_f1"),
-     "--metric {metric} goes with --multi-label"),
-    (lambda s: s.multi_label == "on" and s.metric == "accuracy",
-     "--metric accuracy is for one label a row: with --multi-label choose by log_loss, "
-     "exact_match, micro_f1, macro_f1 or ece"))
-
-
-def refuse_unknown(name, value, known, more=""):
-    """InputError unless a value is among the known ones. An empty `known` allows all values."""
-    if known and value not in known:
-        raise InputError(f"{name} {short(value)[1:-1]}: known are {', '.join(known)}{more}"
-                         + did_you_mean(value, known))
-
-
-def flag(name):
-    """The flag of a setting: "batch_size" -> "--batch-size"."""
-    return "--" + name.replace("_", "-")
-
-
-def is_default(s, name):
-    """Has a setting its default value?"""
-    return getattr(s, name) == getattr(Settings, name)
-
-
-def method_kind(method):
-    """The entry of METHODS for a method: "last-3" -> "last-N", "lora" -> "lora"; "last-N" -> ""."""
-    if re.fullmatch(r"last-[1-9]\d*", method):
-        return "last-N"
-    return "" if method == "last-N" else method
-
-
-def unread_settings(values):
-    """All settings {name: value} -> {name of one that is not read: the flag that it goes with}."""
-    unread = {}
-    for key, wanted, names in GOES_WITH:
-        value = method_kind(values[key]) if key == "method" else values[key]
-        if key in unread or value not in wanted:
-            either = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
-            reason = unread.get(key, f"{flag(key)} {either}")
-            unread = {**dict.fromkeys(names.split(), reason), **unread}   # the first reason stays
-    return unread
-
-
-# ---------------------------------------------------------------- as flags
 
 def add_settings(parser, names=None, grouped=True):
     """Add a flag for each field (or those in `names`), under the headings of GROUPS.
@@ -330,8 +189,6 @@ def side_from_keep(text):
     """The value of the old --keep (which end is kept) -> truncation_side (which is cut off)."""
     return OLD_SIDES.get(text, text)
 
-
-# ---------------------------------------------------------------- from flags and files
 
 def with_current_names(values):
     """Translate old names and aliases in {name: value}. InputError for a setting given twice."""
@@ -418,10 +275,3 @@ def read_named_files(s):
         texts = json.dumps(read_json(texts), ensure_ascii=False)
     return replace(s, template=read_template(s.template),
                    instruction=read_template(s.instruction), label_texts=texts)
-
-
-def refuse_multi_label(s, command):
-    """Raise InputError for multi-label settings in a command that is for one label a row."""
-    if s.multi_label == "on" or "," in s.label_column:
-        raise InputError(f"{command} is for one label a row: --multi-label, or a column for each "
-                         "class, goes with train, evaluate and predict")

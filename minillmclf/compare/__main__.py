@@ -19,8 +19,9 @@ score of every configuration), "not_made" and "left_out" (what was not possible,
 import argparse
 from dataclasses import fields
 
+from ..cli.checks import refuse_multi_label
 from ..cli.parser import Parser, run
-from ..cli.settings import Settings, add_settings, refuse_multi_label
+from ..cli.settings import Settings, add_settings
 from ..errors import InputError
 from .configurations import BASELINES, DECIDED_SETTINGS, DEFAULT_METHODS, SHIPPED_MODELS
 

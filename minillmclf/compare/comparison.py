@@ -7,14 +7,16 @@ from pathlib import Path
 from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.device import device_of
+from ..cli.outputs import check_out_folder, lock_folder
 from ..cli.rows import load_dataset
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
-from ..files import check_out_folder, find_model, lock_folder, write_json, write_text
-from ..report import pictures
+from ..files import find_model, write_json, write_text
+from ..report.figures import save_figure
 from ..text.table_files import read_table
 from ..tuning import tune
 from ..tuning.quant_files import open_checkpoint
+from . import pictures
 from .configurations import SHARED_SETTINGS, make_configurations, labels_of, read_sweep
 from .runs import Run, folder_of, run_once
 from .summary import summarise
@@ -173,5 +175,5 @@ def draw_pictures(rows, out):
     except InputError as error:
         return f"; no pictures: {error}"
     for name, figure in made.items():
-        pictures.save_figure(figure, out / name)
+        save_figure(figure, out / name)
     return "".join(f", {name}" for name in made)

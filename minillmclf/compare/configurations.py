@@ -7,8 +7,8 @@ import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..cli.settings import (METHODS, Settings, flag, method_kind, read_settings, unread_settings,
-                            with_current_names)
+from ..cli.checks import METHODS, flag, method_kind, unread_settings
+from ..cli.settings import Settings, read_settings, with_current_names
 from ..errors import InputError, did_you_mean
 from ..files import find_model, short
 

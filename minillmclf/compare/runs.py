@@ -20,17 +20,16 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .. import train
 from ..classify.baseline import BagOfWords, class_frequencies
 from ..classify.classifier import Classifier
 from ..cli.device import move
 from ..cli.parser import StopSignal, run
-from ..cli.rows import load_dataset
+from ..cli.rows import load_dataset, write_predictions
 from ..cli.settings import read_settings
 from ..errors import Stopped
 from ..files import check_fields, find_model, is_number, read_json, write_json
 from ..training.metrics import METRICS, evaluate
-from ..tuning.saved import fingerprint
+from ..tuning.base import fingerprint
 from .configurations import Configuration
 
 TIMED_TEXTS, TIMED_BATCH, TIMED_PASSES = 200, 32, 3           # of `milliseconds_per_text`
@@ -180,8 +179,8 @@ def run_baseline(name, s, folder):
         def predict(texts):
             return class_frequencies(targets["train"], len(texts), len(data.labels))
     seconds = time.perf_counter() - started
-    train.write_predictions(folder / "predictions.csv", getattr(data, final),
-                            predict(texts[final]), data.labels)
+    write_predictions(folder / "predictions.csv", getattr(data, final),
+                      predict(texts[final]), data.labels)
     metrics = {split: evaluate(predict(texts[split]), targets[split], data.labels)
                for split in ("dev", final)}
     return {"state": "finished", "split": final, "dev": metrics["dev"], "dev_rows": len(data.dev),

@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import short
 from ..text.cells import UNWRITABLE, as_json
-from ..text.data import Example
+from ..text.examples import Example
 from ..text.table_files import Table, read_table
 
 FIELDS = ("prompt", "response_a", "response_b")

@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import train
 from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
+from ..cli import training_run
+from ..cli.checks import refuse_multi_label
 from ..cli.device import move
+from ..cli.outputs import check_out_folder, check_out_file
 from ..cli.rows import draw_rows
 from ..cli.run_folder import RunFolder, compare_with_run
-from ..cli.settings import read_settings, refuse_multi_label
+from ..cli.settings import read_settings
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
-from ..files import (NEW_RUN, check_out_folder, check_out_file, find_model, remove_path, write_json,
-                     write_text)
+from ..files import NEW_RUN, find_model, remove_path, write_json, write_text
 from ..models.tensor_files import open_tensors, write_tensors
 from ..text.cells import natural_order
 from ..text.data import Dataset, find_data
@@ -158,7 +159,7 @@ def train_and_predict(plan, place, overwrite):
     """-> out-of-fold logits (N, C) in float64, and a list: each model's logits of the test rows."""
     folders = [place / Path(s.out).name for s, _ in plan.runs]
     for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
-        train.finished_record(s, folder, data)             # before any fold is trained
+        training_run.finished_record(s, folder, data)             # before any fold is trained
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
@@ -174,9 +175,9 @@ def train_and_predict(plan, place, overwrite):
 
 def train_fold(s, data, folder, overwrite, say):
     """Train a fold's model, unless it is finished. overwrite: was it given? (for the message)"""
-    if train.finished_record(s, folder, data):
+    if training_run.finished_record(s, folder, data):
         print(f"{folder}: finished already")
-    elif train.train_run(s, data, folder, False, say) is None:
+    elif training_run.train_run(s, data, folder, False, say) is None:
         raise Stopped(f"stopped; the state is saved in {folder}. "
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
 

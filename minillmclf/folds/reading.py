@@ -6,7 +6,7 @@ from pathlib import Path
 from ..cli.build import task_class
 from ..errors import InputError
 from ..files import short
-from ..text.data import default_label_column, make_examples, refuse_blank, split_names, text_key
+from ..text.examples import default_label_column, make_examples, refuse_blank, split_names, text_key
 from ..text.splits import row_splits, split_column
 from ..text.table_files import read_table
 from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids

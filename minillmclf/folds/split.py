@@ -14,7 +14,8 @@ from collections import Counter
 import numpy as np
 
 from ..errors import InputError
-from ..text.data import Example, hold_out
+from ..text.data import hold_out
+from ..text.examples import Example
 
 
 def assign_folds(labels, groups, k, seed):

@@ -28,6 +28,7 @@ from .. import __version__
 from . import stream
 from ..cli import device
 from ..cli.parser import Parser, run
+from ..cli.rows import reading_options, text_columns
 from ..cli.settings import add_settings
 from ..errors import InputError
 from ..files import find_model
@@ -126,7 +127,6 @@ def main(arguments=None):
     if a.out:
         stream.check_answer_files(a.out, a.overwrite, sources)       # before the model is loaded
     from ..classify.classifier import Classifier                     # torch takes seconds
-    from ..cli.rows import reading_options, text_columns
     from ..classify.preference import set_swap
     model = Classifier.load(folder, a.base)
     set_swap(model, a.swap)

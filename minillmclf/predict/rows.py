@@ -10,7 +10,7 @@ import json
 from . import stream
 from ..errors import InputError
 from ..files import short
-from ..text.data import read_text_chunks, text_column_names
+from ..text.examples import read_text_chunks, text_column_names
 from ..text.table_files import decode_lines, split_at_returns
 
 
@@ -42,7 +42,7 @@ class AnswerColumns:
 def read_rows(path, text_columns, reading, columns):
     """Yield the rows of a file in windows: (rows, sha256 of the file so far).
 
-    text_columns, reading: as for text.data.read_text_chunks. The first window sets `columns`. A
+    text_columns, reading: as for read_text_chunks. The first window sets `columns`. A
     column that begins later is an error if an answer has that name, or if answers are CSV.
     """
     first = True

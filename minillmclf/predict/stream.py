@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from ..cli.outputs import check_out_file, lock_handle, check_out_path
 from ..errors import InputError, Stopped
-from ..files import check_out_file, lock_handle, check_out_path, read_json, write_json
+from ..files import read_json, write_json
 
 WINDOW = 4096                   # rows: many batches, so that in most the texts are equally long
 LINE_SECONDS = 10               # between two lines of progress
@@ -204,7 +205,7 @@ def part_files(out):
 
 
 def check_answer_files(out, overwrite, sources):
-    """files.check_out_file for OUT and for its two `part_files`."""
+    """check_out_file for OUT and for its two `part_files`."""
     for path in part_files(out):
         check_out_path(path, sources)
     return check_out_file(out, overwrite, sources)

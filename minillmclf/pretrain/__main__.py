@@ -9,9 +9,10 @@ again.
 import argparse
 
 from ..cli.device import add_device_flag
+from ..cli.outputs import lock_folder
 from ..cli.parser import Parser, run
 from ..errors import InputError
-from ..files import lock_folder, short
+from ..files import short
 from .shapes import ARCH, SHAPES
 
 SIZES = {"layers": "blocks (spans: of each stack)", "width": "D", "heads": "of attention",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import short
-from ..text.data import row_splits, split_column
+from ..text.splits import row_splits, split_column
 from ..text.table_files import read_table
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

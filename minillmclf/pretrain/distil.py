@@ -21,8 +21,6 @@ SAME = {                         # keys of config.json that must agree -> the re
     "type_vocab_size": "choose another --teacher"}
 
 
-# ---------------------------------------------------------------- the student's start
-
 @torch.no_grad()
 def start_from_teacher(student, teacher, tokenizer, teacher_tokenizer):
     """Copy the teacher's embeddings and evenly spaced layers to a student of the same width. The
@@ -70,8 +68,6 @@ def pieces_of(piece, tokenizer):
         return [tokenizer.vocab.get("##" + char, tokenizer.unk_id) for char in piece[2:]]
     return tokenizer.ids(piece)
 
-
-# ---------------------------------------------------------------- the losses
 
 def tokenise(tokenizer, texts, device="cpu"):
     """-> Batch, words' indices (N,) of the tokens that are not padding (-1: a special token), list

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from ..cli.device import device_kind, device_lines, move
+from ..cli.outputs import check_out_folder
 from ..cli.parser import StopSignal
 from ..cli.progress import Progress
 from ..errors import InputError, Stopped
-from ..files import check_fields, check_out_folder, find_model, remove_path, write_text
+from ..files import check_fields, find_model, remove_path, write_text
 from ..models import initialise_weights, load_backbone, model_class, save_backbone
 from ..models.tensor_files import open_tensors
 from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
@@ -22,7 +23,7 @@ from ..training.checkpoint import Store, seed_step
 from ..training.loop import autocast
 from ..training.lr_factors import by_size
 from ..training.optim import build_optimizer, lr_factor, set_lr
-from ..tuning.saved import fingerprint
+from ..tuning.base import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
 from .distil import Distillation, Mixture, TextVectors
 from .packing import Draws, PackedRows, SideBySide, fitting

@@ -12,9 +12,10 @@ Reads run.json, metrics.jsonl and predictions.csv of a run folder, as train writ
 """
 from pathlib import Path
 
+from ..cli.outputs import check_out_file
 from ..cli.parser import Parser, run
 from ..errors import InputError
-from ..files import check_out_file, write_text
+from ..files import write_text
 from .page import render_page
 from .run import FinishedRun
 

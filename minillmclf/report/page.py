@@ -9,9 +9,9 @@ from string import Template
 
 import numpy as np
 
-from . import pictures
 from ..cli.settings import Settings
 from ..training.metrics import METRICS
+from . import figures, pictures
 
 WORST_ROWS = 20                   # rows in the list of the worst mistakes
 LONGEST_TEXT = 600                # characters of a text that are shown
@@ -40,14 +40,12 @@ NO_PICTURES = ("<p>Without pictures, for matplotlib is not installed. To have th
 
 def render_page(run):
     """The complete page of a FinishedRun -> str."""
-    body = "" if pictures.has_matplotlib() else NO_PICTURES
+    body = "" if figures.has_matplotlib() else NO_PICTURES
     for title, section in SECTIONS.items():
         body += f"<section>\n<h2>{escape_text(title)}</h2>\n{section(run)}</section>\n"
     title = f"Run {escape_text(run.folder.resolve().name)}"
     return PAGE.substitute(policy=POLICY, title=title, style=STYLE, body=body)
 
-
-# ---------------------------------------------------------------- pieces of HTML
 
 def escape_text(value):
     return html.escape(str(value), quote=True)
@@ -72,17 +70,15 @@ def html_table(header, rows, numbers=(), texts=(), bold=None):
 def html_picture(draw, *data):
     """A picture in a box that scrolls; "" without matplotlib. draw(*data) -> Figure. On a narrow
     screen the picture keeps 80 % of its width, so that its words can be read."""
-    if not pictures.has_matplotlib():
+    if not figures.has_matplotlib():
         return ""
     figure = draw(*data)
-    code = base64.b64encode(pictures.figure_bytes(figure, ".svg")).decode("ascii")
+    code = base64.b64encode(figures.figure_bytes(figure, ".svg")).decode("ascii")
     least = f"{figure.get_figwidth() * 96 * 0.8:.0f}px"
     return ('<div class="box" tabindex="0" role="region" aria-label="picture"><figure><img '
             f'alt="{escape_text(figure.get_label())}" style="min-width: {least}" '
             f'src="data:image/svg+xml;base64,{code}"></figure></div>\n')
 
-
-# ---------------------------------------------------------------- sections: FinishedRun -> HTML
 
 def overview(run):
     settings, data, parameters, timing = (

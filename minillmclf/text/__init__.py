@@ -8,7 +8,8 @@ Reading order:
   batch.py        rows of token ids -> padded tensors with a mask
   table_files.py  a CSV, TSV or JSONL file -> rows; table_memory.py: lists, a DataFrame -> rows
   cells.py        what a cell means: a text, a class, several classes; splits.py: train, dev, test
-  data.py         rows -> texts with labels, in train, dev and test
+  examples.py     rows -> texts with labels
+  data.py         a data set: its classes, and train, dev and test
   doctor.py       what to know about a data set before training
   cutting.py      which tokens of a long text are kept
   parts.py        a prompt and its answers as one text

@@ -1,41 +1,30 @@
 """Labelled data: a CSV, TSV or JSONL file, a folder of them, or a bundled name -> a Dataset.
 
-Here: text and label columns, the classes, rows held out of train. Not here: how rows are read
-(table_files.py), what a cell means (cells.py), which split a row is of (splits.py), tokens
-(tokenizers/), batches (batch.py), checks of the data (doctor.py).
+Here: the splits, the classes, rows held out of train. Not here: how rows are read (table_files.py)
+and become Examples (examples.py), which split a row is of (splits.py), tokens (tokenizers/),
+batches (batch.py), checks of the data (doctor.py).
 
 Three rules. A class is its *name*: two files rarely number classes alike. A row that cannot be read
 is an error that names its line; no row is dropped. Nothing is taken from test: a missing dev split
 is carved out of train.
 """
-import functools
 import hashlib
 import json
 import os
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import short
-from .cells import as_json, check_text, label_name, label_set, natural_order, split_label
+from .cells import as_json, natural_order, split_label
+from .examples import (ZERO_ONE, Example, default_label_column, make_examples, refuse_blank,
+                       split_names, text_key)
 from .splits import row_splits, split_column, split_files
-from .table_files import SEPARATORS, Table, read_chunks, read_table
+from .table_files import Table, read_table
 
 BUNDLED = Path(__file__).resolve().parent.parent / "datasets"
-DEFAULT_COLUMNS = (("text",), ("text_a", "text_b"), ("premise", "hypothesis"),
-                   ("prompt", "response_a", "response_b"))
-ZERO_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}   # cells of a class
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a file."""
-    texts: tuple[str, ...]        # one text, or several that are judged together
-    label: str | None             # as `label_name` or `label_set` makes it, or None
-    row: int                      # the line where it starts, 1-based, the header being line 1
 
 
 @dataclass
@@ -51,156 +40,6 @@ class Dataset:
     multi_label: bool = False     # any number of labels for a row? (`label_set`)
     label_column: str = ""        # the label column that was read
 
-
-# ------------------------------------------------------------------------------------- columns
-
-def read_examples(path, text_columns=None, label_column=None, need_labels=True, multi_label=False,
-                  quoting="auto") -> list[Example]:
-    """All rows of one file (or Table), in file order; empty texts are allowed.
-
-    text_columns: "a,b" or a sequence of names; default: the first of DEFAULT_COLUMNS of which the
-    file has a column. label_column: by default `label`, else `winner`. need_labels=False: a label
-    that is missing or cannot be read becomes None. multi_label: as in `load_data`; quoting: as in
-    table_files.py. Raises InputError.
-    """
-    table = path if isinstance(path, Table) else read_table(Path(path), quoting)
-    label_column = label_column or default_label_column(table)
-    return make_examples(table, text_columns, label_column, need_labels, multi_label)[1]
-
-
-def read_text_chunks(path, size, text_columns=None, **how):
-    """Unlabelled texts, `size` rows at a time -> (Table, its text columns, the texts of each row).
-
-    The first chunk decides the columns; how: further arguments of `read_chunks`. InputError also
-    for a row without any text.
-    """
-    for table in read_chunks(Path(path), size, **how):
-        text_columns, examples = make_examples(table, text_columns, "", False)
-        refuse_blank(path, examples)
-        yield table, text_columns, [example.texts for example in examples]
-
-
-def default_text_columns(table: Table) -> tuple[str, ...]:
-    """The text columns where none are named."""
-    found = (names for names in DEFAULT_COLUMNS if set(names) & set(table.columns))
-    return next(found, DEFAULT_COLUMNS[0])
-
-
-def default_label_column(table: Table) -> str:
-    """The label column where none is named."""
-    return "winner" if "winner" in table.columns and "label" not in table.columns else "label"
-
-
-def text_column_names(count: int) -> list[str]:
-    """Column names for the texts of a row in files written here: text, or text_a, text_b, ..."""
-    letters = "abcdefghijklmnopqrstuvwxyz"[:count]
-    return ["text"] if count == 1 else [f"text_{letter}" for letter in letters]
-
-
-def split_names(columns) -> tuple[str, ...]:
-    """Names of columns from "a, b" or from a sequence."""
-    names = columns.split(",") if isinstance(columns, str) else columns
-    return tuple(name.strip() for name in names)
-
-
-@functools.cache
-def print_note(line):
-    """Print a line on standard error, once in a process."""
-    print(f"note: {line}", file=sys.stderr, flush=True)
-
-
-def choose_columns(table: Table, text_columns, label_column: str, need_labels: bool):
-    """The text columns to read -> tuple. InputError if these or the label columns are wrong."""
-    columns = split_names(default_text_columns(table) if text_columns is None else text_columns)
-    labels, known = split_names(label_column), set(table.columns)
-    if not columns or len(set(columns)) < len(columns) or set(columns) & set(labels):
-        raise InputError(f"--text-column {short(','.join(columns))}: name columns, each once, "
-                         f"other than {short(label_column)}")
-    if len(set(labels)) < len(labels):
-        raise InputError(f"--label-column {short(label_column)}: name each column once")
-    wanted = {"--text-column": columns} | ({"--label-column": labels} if need_labels else {})
-    for option, names in wanted.items():
-        missing = next((name for name in names if name not in known), None)
-        if missing is not None:
-            raise InputError(f"{table.path}: no column {short(missing)} in "
-                             f"{short(list(table.columns), 300)}: "
-                             f"{column_hint(table, wanted, option)}")
-    if table.separator != SEPARATORS.get(table.path.suffix.lower()):
-        print_note(f"{table.path}: {table.separator!r} stands between its fields, and is read so")
-    return columns
-
-
-def column_hint(table: Table, wanted: dict, option: str) -> str:
-    """What to do about a missing column. wanted: {option: names}; option: that of the column."""
-    actual = {name.strip().casefold(): name for name in table.columns}         # finds Text, LABEL
-    flags = []
-    for flag, names in wanted.items():
-        found = [name if name in table.columns else actual.get(name.casefold(), name)
-                 for name in names]
-        if found != list(names):
-            flags.append(f"{flag} {','.join(found)}")
-    if flags:
-        return "as they stand there: " + " ".join(flags)
-    separator = SEPARATORS.get(table.path.suffix.lower())
-    if separator and "|" in table.columns[0]:
-        return f"its fields seem to be separated by |: write {separator!r} instead"
-    no_header = ", or write a line with the columns' names above the rows if it has none"
-    return f"name one with {option}" + no_header * bool(separator)
-
-
-def make_examples(table: Table, text_columns, label_column, need_labels=True, multi_label=False):
-    """Arguments as of `read_examples` -> the text columns, a list of Examples."""
-    columns = choose_columns(table, text_columns, label_column, need_labels)
-    names = split_names(label_column)
-    if len(names) > 1 and not multi_label:
-        raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
-                         "--multi-label")
-    labelled, examples = label_column and set(names) <= set(table.columns), []
-    for row, record in table.rows:
-        where, label = f"{table.path}, line {row}: column", None
-        texts = tuple(check_text(record.get(name), f"{where} '{name}'") for name in columns)
-        try:
-            if labelled:
-                label = read_label(record, names, where, multi_label)
-        except InputError:
-            if need_labels:
-                raise
-        examples.append(Example(texts, label, row))
-    return columns, examples
-
-
-# ------------------------------------------------------------------------------------- labels
-
-def read_label(record, names, where: str, multi_label: bool) -> str:
-    """The label of a row. names: the label column, or a column for each class with 0 or 1 in it."""
-    if len(names) == 1:
-        read = label_set if multi_label else label_name
-        return read(record.get(names[0]), f"{where} '{names[0]}'")
-    found = []
-    for name in names:
-        value = record.get(name)
-        number = ZERO_ONE.get(str(value).strip().casefold())
-        if number is None:
-            raise InputError(f"{where} {short(name)} must hold 0 or 1, found {as_json(value)}: "
-                             "correct it, or leave the column out of --label-column")
-        found += [name] * number
-    return label_set(found, f"{where}s of --label-column")
-
-
-def refuse_multi_hot(table: Table, label_column: str) -> None:
-    """InputError if each label cell is a list of zeros and ones, all of one length."""
-    cells = [record.get(label_column) for _, record in table.rows]
-    lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
-             for cell in cells]
-    if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
-           and all(str(item).strip().casefold() in ZERO_ONE for item in items)
-           for items in lists):
-        raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} "
-                         f"holds {as_json(cells[0])}, zeros and ones, and no names: write a column "
-                         "for each class and name these, --label-column a,b,c")
-
-
-# ------------------------------------------------------------------------------------- a dataset
 
 def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_label=False,
               quoting="auto") -> Dataset:
@@ -244,6 +83,19 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
                    label_column)
 
 
+def refuse_multi_hot(table: Table, label_column: str) -> None:
+    """InputError if each label cell is a list of zeros and ones, all of one length."""
+    cells = [record.get(label_column) for _, record in table.rows]
+    lists = [re.split(r"[|,;\s]+", cell.strip()) if isinstance(cell, str) else cell
+             for cell in cells]
+    if all(isinstance(items, list) and 1 < len(items) == len(lists[0])
+           and all(str(item).strip().casefold() in ZERO_ONE for item in items)
+           for items in lists):
+        raise InputError(f"{table.path}, line {table.rows[0][0]}: column {short(label_column)} "
+                         f"holds {as_json(cells[0])}, zeros and ones, and no names: write a column "
+                         "for each class and name these, --label-column a,b,c")
+
+
 def read_tables(path_or_name, quoting: str) -> dict:
     """{the split of a file: its Table}, train first; {None: Table} for a single file."""
     if isinstance(path_or_name, Table):
@@ -265,24 +117,6 @@ def find_data(path_or_name) -> Path:
         return path
     raise InputError(f"{short(name, 200)}: no such file, folder or bundled data set: check the "
                      f"path, or name one of the bundled ones: {', '.join(bundled)}")
-
-
-def refuse_blank(path, examples, columns=()) -> None:
-    """InputError for rows without any text; with columns, for rows with an empty text in one."""
-    for place, name in enumerate(columns):
-        blank = [example for example in examples if not example.texts[place].strip()]
-        if blank:
-            raise InputError(f"{path}: column '{name}' is empty in {len(blank)} row(s): remove or "
-                             f"fill them (line {line_numbers(blank)})")
-    blank = [example for example in examples if not any(map(str.strip, example.texts))]
-    if blank:
-        raise InputError(f"{path}: {len(blank)} empty texts (line {line_numbers(blank)}): remove "
-                         "or fill them")
-
-
-def line_numbers(examples) -> str:
-    rows = [str(example.row) for example in examples[:10]]
-    return ", ".join(rows) + ", ..." * (len(examples) > 10)
 
 
 def find_classes(parts, paths, label_columns, multi_label) -> list[str]:
@@ -313,13 +147,6 @@ def find_classes(parts, paths, label_columns, multi_label) -> list[str]:
                                      f"{short(name)}, train has not (only {known}): correct it, or "
                                      f"add train rows of it{bar * ('|' in name)}")
     return labels
-
-
-# ------------------------------------------------------------------------------------- splits
-
-def text_key(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """A key that is equal for texts that differ only in case and white space."""
-    return tuple(" ".join(text.casefold().split()) for text in texts)
 
 
 def hold_out(examples, names, seed, multi_label=False) -> dict[str, list[Example]]:

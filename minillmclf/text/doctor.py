@@ -4,7 +4,7 @@ Here: sizes, balance, repeated texts, texts in two splits, lengths and truncatio
 look alike, unknown tokens; a warning for each fault, with its remedy. Not here: what makes a file
 unreadable (data.py).
 
-Two texts are the same if they differ only in case and white space (`data.text_key`). Texts that are
+Two texts are the same if they differ only in case and white space (`text_key`). Texts that are
 repeated with another label are counted apart: at most one of the labels is right. In multi-label
 data each label of a row counts, and "another label" is another set of labels.
 """
@@ -18,7 +18,8 @@ from functools import partial
 from itertools import chain
 
 from .cells import split_label
-from .data import Dataset, text_key
+from .data import Dataset
+from .examples import text_key
 
 SPLITS = ("train", "dev", "test")
 MARKS = {"p50": 50, "p90": 90, "p99": 99, "max": 100}    # percentiles of the lengths of rows

@@ -73,8 +73,6 @@ class KeyRecorder(nn.Module):
         return self.seen
 
 
-# ------------------------------------------------------------------------------------ the backbone
-
 def backbone_of(model):
     """The backbone of a classifier, or the backbone itself."""
     return getattr(model, "backbone", model)

@@ -33,7 +33,8 @@ from .tables import LIBRARIES, SEEDS, commit, machine, markdown
 from .timing import LEAST, measure, paired
 from minillmclf.cli.parser import Parser, run
 from minillmclf.errors import InputError, Stopped
-from minillmclf.files import check_out_folder, read_json, write_text
+from minillmclf.cli.outputs import check_out_folder
+from minillmclf.files import read_json, write_text
 
 ROUNDS = 3                                        # with each data seed
 ALONE = ("memory", "start", "scaling")
@@ -165,7 +166,7 @@ def said(record):
 def draw_scaling(out, rows):
     if "scaling" in rows:
         from .alone import picture
-        from minillmclf.report.pictures import save_figure
+        from minillmclf.report.figures import save_figure
         try:
             save_figure(picture(rows["scaling"]["points"]), out / "scaling.svg")
         except InputError as error:

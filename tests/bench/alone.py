@@ -262,7 +262,7 @@ def picture(points):
     """A panel for each axis, a line for each side -> Figure."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    from minillmclf.report.pictures import COLOURS, DASHES, MARKERS, new_figure
+    from minillmclf.report.figures import COLOURS, DASHES, MARKERS, new_figure
     sides = {"ours": "minillmclf", "T": "transformers, tuned"}
     with new_figure(7.2, 6.0) as figure:
         panels = figure.subplots(2, 2).flatten()

@@ -22,7 +22,8 @@ from fuzzing import change_bytes, change_json, change_place, main
 from small import TOPICS, bert_folder, texts_of
 
 from minillmclf.errors import InputError
-from minillmclf.text.data import load_data, read_examples, read_text_chunks
+from minillmclf.text.data import load_data
+from minillmclf.text.examples import read_examples, read_text_chunks
 from minillmclf.text.doctor import examine_data
 from minillmclf.text.table_files import SEPARATORS, read_table
 

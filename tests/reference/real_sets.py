@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from minillmclf import train
 from minillmclf.cli.rows import load_dataset
 from minillmclf.cli.settings import Settings
+from minillmclf.cli.training_run import finished_record, train_run
 from minillmclf.text.batch import make_batches
 from minillmclf.training.checkpoint import seed_step
 from minillmclf.training.optim import lr_factor
@@ -83,7 +83,7 @@ def reference_run(s):
 def own_run(s, folder):
     """This package's train command -> the same."""
     data = load_dataset(s)
-    record = train.finished_record(s, folder, data, False) or train.train_run(s, data, folder)
+    record = finished_record(s, folder, data, False) or train_run(s, data, folder)
     return {"accuracy": list(record["results"].values())[-1]["accuracy"],
             "bag of words": record["results"]["bag of words"]["accuracy"],
             "seconds": record["timing"]["train_seconds"]}

@@ -32,7 +32,7 @@ from minillmclf.folds.split import assign_folds
 from minillmclf.folds.arena import FIELDS, WINNERS
 from minillmclf.folds.stacking import (bag_of_words_member, fit_stack, length_member, read_member,
                                        vector_member)
-from minillmclf.text.data import read_examples
+from minillmclf.text.examples import read_examples
 from minillmclf.training.statistics import bootstrap_interval
 
 LABELS = ["a", "b", "tie"]

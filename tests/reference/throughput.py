@@ -58,7 +58,8 @@ print(time.perf_counter() - began)
 
 def sentences():
     """All sentences of the bundled tickets."""
-    from minillmclf.text.data import BUNDLED, read_examples
+    from minillmclf.text.data import BUNDLED
+    from minillmclf.text.examples import read_examples
     texts = [example.texts[0] for example in read_examples(BUNDLED / "tickets.csv")]
     return [part for text in texts for part in re.split(r"(?<=[.!?])\s+", text) if part]
 

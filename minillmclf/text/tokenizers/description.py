@@ -113,8 +113,6 @@ def vocab_of(document):
     return vocab | {token["content"]: token["id"] for token in document.get("added_tokens") or []}
 
 
-# ------------------------------------------------------------------------------- the added tokens
-
 def read_added_tokens(document, config, source):
     """{text: token}: the tokens to match literally in a text, from document and config."""
     added = {token["content"]: token for token in document.get("added_tokens") or []}

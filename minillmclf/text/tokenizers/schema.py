@@ -13,8 +13,6 @@ CONFIG_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add
                 "add_bos_token", "add_eos_token", "legacy", "split_special_tokens",
                 "split_by_punct")
 
-# ------------------------------------------------------- single values: (test, what it should be)
-
 
 def is_text(value):
     return isinstance(value, str)
@@ -116,8 +114,6 @@ COMPONENTS = {
     "BPE with byte_fallback": (NORMALIZERS, PRE_TOKENIZERS),
     "Unigram": (NORMALIZERS, PRE_TOKENIZERS),
 }
-
-# ------------------------------------------------------------------------------------- the checks
 
 
 def check(value, schema, source, place=""):

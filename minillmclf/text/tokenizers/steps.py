@@ -109,8 +109,6 @@ def pattern_of(step, where):
     return compile_pattern(text, f"{where}.pattern", regex.MULTILINE)
 
 
-# ------------------------------------------------------------------------------- the normalizers
-
 def normalizer_step(step, where):
     """The function text -> text of one step. where: the file and step that errors name."""
     kind = step["type"]
@@ -179,8 +177,6 @@ def check_trie(rules):
         raise ValueError("it leads outside itself")
     texts.decode("utf-8")
 
-
-# ----------------------------------------------------------------------------- the pre_tokenizers
 
 def pre_tokenizer_step(step, where):
     """The function (text, first) -> words of one step. where: as for `normalizer_step`."""

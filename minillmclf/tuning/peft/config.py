@@ -106,8 +106,6 @@ def read_config(config):
     return record, faults
 
 
-# ------------------------------------------------------------------------------------ which layers
-
 def match_targets(targets, names, where):
     """The names that `targets` selects: a regular expression, or a list of names or their ends."""
     if isinstance(targets, str):

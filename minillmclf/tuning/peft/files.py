@@ -22,8 +22,6 @@ def name_prefix(record):
     return "base_model.model." if record["peft_type"] == "LORA" else "base_model."
 
 
-# ----------------------------------------------------------------------------------------- reading
-
 def read_adapter(folder):
     """A folder in PEFT's layout -> (record, {name without PEFT's prefix: tensor}).
 
@@ -97,8 +95,6 @@ def tensor_faults(record, tensors):
                           f"{tuple(B.shape)} should be (r, in) and (out, r)")
     return faults if layers else [*faults, f"no tensor of LoRA in {TENSORS}"]
 
-
-# ----------------------------------------------------------------------------------------- writing
 
 def write_adapter(folder, model, base=None, bias="none", saved=()):
     """Save a classifier's adapter, prefix or prompt in PEFT's layout -> its record.

@@ -1,33 +1,26 @@
-"""python -m minillmclf.inspect DIR: what is this checkpoint, and where did each of its tensors go?
-
-  python -m minillmclf.inspect mini-bert
-  python -m minillmclf.inspect path/to/a/folder --layers
-  python -m minillmclf.inspect mini-bert --method lora --batch-size 16 --max-length 512
-
-Prints the architecture; every tensor of the file and where it went in our model (renamed,
-transposed, tied, dropped on purpose); how many parameters each part has; memory to load the model
-and to train it by each method; and whether the tokenizer's ids fit the embedding's rows.
-"""
+"""What inspect prints of a checkpoint: architecture, tensors, parameters, memory, tokenizer."""
 import re
 from collections import Counter
 
-from .cli.device import device_of, machine_line
-from .cli.parser import Parser, run
-from .cli.settings import Settings, add_settings
-from .errors import InputError
-from .files import find_model
+import torch
+
+from ..classify.classifier import Classifier
+from ..classify.family_heads import build_head
+from ..cli.device import device_of, machine_line
+from ..cli.fits import fit_line
+from ..cli.memory import MEASURED_METHODS, size_text, switch_table, training_memory
+from ..cli.settings import Settings
+from ..errors import InputError
+from ..files import find_model
+from ..models import load_backbone
+from ..models.weights import Checkpoint, split_layer_number
+from ..text.tokenizers.tokenizer import load_tokenizer
+from ..tuning.quant_files import open_checkpoint
+from ..tuning.saved import base_of
 
 METHOD_LENGTH = 128         # tokens of the text by which the methods' memory is measured
 SWITCH_LENGTH = 512         # and the switches' memory, unless --max-length is given
 SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
-
-
-def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.inspect", description=__doc__)
-    p.add_argument("model", help="a Hugging Face folder, a run folder, or a shipped name")
-    p.add_argument("--layers", action="store_true",
-                   help="a line for each tensor of each layer, not one for all layers")
-    return add_settings(p, ["method", "dtype", "batch_size", "max_length"]).parse_args(arguments)
 
 
 def load_model(folder):
@@ -36,11 +29,6 @@ def load_model(folder):
     The model is a Classifier if the folder has a classification head and a tokenizer, else a
     Backbone.
     """
-    from .classify.classifier import Classifier
-    from .models import load_backbone
-    from .models.weights import Checkpoint
-    from .text.tokenizers.tokenizer import load_tokenizer
-    from .tuning.saved import base_of
     base = base_of(folder)
     if base is not None:
         raise InputError(f"{folder}: holds an adapter, its model is {base}: inspect that, or merge "
@@ -91,7 +79,6 @@ def tensor_fates(model, checkpoint):
 def tensor_lines(tensors, every_layer):
     """A line for each tensor, or for each kind of tensor with the number of layers that have it.
     tensors: from `tensor_fates`."""
-    from .models.weights import split_layer_number
     if not every_layer:
         tensors = [(split_layer_number(name)[0], *more, split_layer_number(fate)[0])
                  for name, *more, fate in tensors]
@@ -104,9 +91,6 @@ def tensor_lines(tensors, every_layer):
 def new_head_lines(folder):
     """Which tensors train drops and adds for a new head -> [one line]; [] if train refuses the
     folder."""
-    from .classify.classifier import Classifier
-    from .models.weights import split_layer_number
-    from .tuning.quant_files import open_checkpoint
     try:
         checkpoint = open_checkpoint(folder)
         model = Classifier.empty(checkpoint, ["0", "1"])
@@ -132,7 +116,6 @@ def part_sizes(model):
 def memory_lines(backbone, head, dtype):
     """Memory to load the model in each precision, and to train it by each method -> lines. dtype:
     of the matrices that stay frozen."""
-    from .cli.memory import MEASURED_METHODS, size_text, training_memory
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(METHOD_LENGTH, backbone.max_tokens or METHOD_LENGTH)
     how = "fp32" if dtype == "fp32" else "fp32, frozen matrices in bf16,"
@@ -154,10 +137,6 @@ def memory_lines(backbone, head, dtype):
 
 def switch_lines(backbone, head, a):
     """Memory of a step of --method, and how much of it each switch saves -> lines."""
-    import torch
-
-    from .cli.fits import fit_line
-    from .cli.memory import size_text, switch_table
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
     s = Settings(**{**given, "model": Settings.model}).check()
     longest = backbone.max_tokens or s.max_length or SWITCH_LENGTH
@@ -191,9 +170,8 @@ def tokenizer_line(tokenizer, rows):
             f"{', '.join(named) or 'no special tokens'}")
 
 
-def main(arguments=None):
-    a = parse(arguments)
-    from .classify.family_heads import build_head
+def print_page(a):
+    """Print all that the command has to say. a: its flags -> exit code."""
     folder = find_model(a.model)
     model, checkpoint, tokenizer = load_model(folder)
     backbone = getattr(model, "backbone", model)
@@ -227,6 +205,3 @@ def main(arguments=None):
     print(machine_line())
     return 0
 
-
-if __name__ == "__main__":
-    run(main)

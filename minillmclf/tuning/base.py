@@ -1,0 +1,92 @@
+"""The base that an adapter was trained on: where it is, and has it changed since?"""
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import CHECKPOINTS, NEW_RUN, find_model, short
+from ..models.weights import Checkpoint
+from ..text.tokenizers.files import READERS
+
+TOKENIZER_FILES = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json")
+CHUNK_BYTES = 2**20                                 # bytes that are read at a time
+
+
+def hash_files(folder):
+    """{file name: sha256 of the content} of a model's config.json, weights and tokenizer."""
+    folder = Path(folder)
+    tokenizer = [name for name in READERS if (folder / name).exists()][:1]
+    names = {"config.json", *(path.name for path in Checkpoint(folder).files.values()), *tokenizer,
+             *(name for name in TOKENIZER_FILES if (folder / name).exists())}
+    hashes = {}
+    for name in sorted(names):
+        digest = hashlib.sha256()
+        with open(folder / name, "rb") as file:
+            while block := file.read(CHUNK_BYTES):
+                digest.update(block)
+        hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def fingerprint(folder):
+    """A short text that changes with a model's config.json, its weights or its tokenizer."""
+    return hashlib.sha256(json.dumps(hash_files(folder), sort_keys=True).encode()).hexdigest()
+
+
+def changed_files(folder, saved):
+    """The names of a base's files that have changed since `saved`, the hashes at that time.
+
+    saved: of `hash_files`; of earlier versions one hash, of config.json and both ends of weights.
+    """
+    if isinstance(saved, dict):
+        now = hash_files(folder)
+        return [name for name in sorted({*now, *saved}) if now.get(name) != saved.get(name)]
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("model*.safetensors")):
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            for place in (0, max(0, size - CHUNK_BYTES)):
+                file.seek(place)
+                digest.update(f"{path.name} {size}".encode() + file.read(CHUNK_BYTES))
+    return [] if digest.hexdigest() == saved else ["config.json or weights"]
+
+
+def base_record(base, folder):
+    """How tuned.json names its base: a shipped one by its name; one near the run by a path relative
+    to it, so that both may be moved together; any other by its full path."""
+    base, folder = Path(base).resolve(), Path(folder).resolve()
+    folder = Path(*(part for part in folder.parts if part != NEW_RUN))   # where it will be moved
+    near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
+    if base.parent == CHECKPOINTS:
+        return {"base": base.name}
+    there = os.path.relpath(base, folder) if near in base.parents else str(base)
+    there = there if os.sep in there else os.path.join(".", there)
+    return {"base": there, "base_path": str(base)}
+
+
+def find_base(names, folder, given=None):
+    """The folder of an adapter's base, as find_model takes it.
+
+    given: where it is now; else the first that exists of `names`, each a shipped name, or a path
+    from the adapter's folder or from the working directory.
+    """
+    if given is not None:
+        find_model(given)
+        return str(given)
+    for name in filter(None, names):
+        try:
+            if Path(name).name == name and (CHECKPOINTS / name).is_dir():
+                return name
+            for path in ((Path(folder) / name).resolve(), Path(name)):
+                if path.is_dir():
+                    return str(path)
+        except (OSError, ValueError, RuntimeError):         # too long for a path; a loop of links
+            pass
+    name, fetch = names[0], ""
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        fetch = f" (of huggingface.co: hf download {name} --local-dir FOLDER)"
+    raise InputError(f"{short(folder, 200)}: holds an adapter, and its base {short(name, 200)} is "
+                     f"missing, no such model folder: say where it is with --base FOLDER{fetch}")
