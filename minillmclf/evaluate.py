@@ -22,7 +22,8 @@ from pathlib import Path
 from .cli.device import add_device_flags, place
 from .cli.outputs import check_out_file, input_paths
 from .cli.parser import Parser, run
-from .cli.rows import hold_out_as_asked, load_dataset, reading_options, text_columns
+from .cli.rows import (encode_examples, hold_out_as_asked, load_dataset, reading_options,
+                       text_columns)
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
 from .files import check_fields, find_model, read_json, write_text
@@ -151,8 +152,8 @@ def evaluate_saved(a):
     rows, name = choose_rows(a, folder, model)
     set_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
+    encoded, shortened = encode_examples(model, rows)
     precision = place(model, a.device, a.precision, texts)
-    encoded, shortened = model.encode(texts)
     probabilities = model.probabilities(model.compute_logits(encoded, a.batch_size))        # (N, C)
     metrics = model.task.evaluate(probabilities, targets)
     own_dev = a.data is None and a.split == "dev"

@@ -12,6 +12,7 @@ changes answers. Printed is how the merged model differs on the rows that it was
 from .cli.device import add_device_flag, move, place
 from .cli.outputs import check_out_folder
 from .cli.parser import Parser, run
+from .cli.rows import encode_examples
 from .cli.settings import add_settings
 from .errors import InputError
 from .evaluate import paths_read, choose_rows
@@ -65,7 +66,7 @@ def main(arguments=None):
     if model.base:
         check_out_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
-    encoded, _ = model.encode([row.texts for row in rows])
+    encoded, _ = encode_examples(model, rows)
     place(model, a.device, "fp32")
 
     def probabilities(model):

@@ -190,6 +190,7 @@ def test_compare(place, call, started, tmp_path):
     (["nothing to compare", "bert, full, labels", "language-model head"],
      ["--models", "bert", "--readouts", "labels"]),
     (["nodata.csv"], ["--models", "majority", "--data", "nodata.csv"]),
+    (["--device nonsense", "take cpu"], ["--models", "bert", "--device", "nonsense"]),
 ])
 def test_mistakes_are_named_before_any_work(place, call, started, tmp_path, monkeypatch, words,
                                             given):
@@ -308,6 +309,10 @@ def test_what_cannot_be_stops_nothing(place, call, started, tmp_path):
     assert "bert, full, labels: not possible" in text
     row = next(row for row in read_csv(tmp_path / "out" / "table.csv") if "bad" in row["model"])
     assert row["state"].startswith("not possible: ") and row["accuracy"] == ""
+    code, _, err = call("--models", tmp_path / "bad", "--seeds", "1", "--data", place / "data.csv",
+                        "--out", tmp_path / "none", *QUICK)
+    assert code == 2 and err.startswith("error: nothing could be trained: ") and "bad" in err, err
+    assert (tmp_path / "none" / "table.md").exists()
 
 
 # ---------------------------------------------------------------- cells

@@ -209,6 +209,7 @@ def test_a_device_that_is_not_there_is_one_line(run_folder, call):
     from minillmclf.predict import __main__ as predict
     code, _, error = call(predict, "--model", run_folder, "--device", "cuda:7", "a rose")
     assert code == 2 and error.startswith("error: --device cuda:7") and error.count("\n") == 1
+    assert "take cpu" in error, "the remedy is not named"
 
 
 # ---------------------------------------------------------------------------------------- bf16

@@ -22,6 +22,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.build import classifier_options, tuning_config
 from minillmclf.cli.settings import Settings
 from minillmclf.errors import InputError
+from minillmclf.merge import merge_adapter
 from minillmclf.models import half
 from minillmclf.models.half import HalfEmbedding, HalfLinear, convert_to_bf16, product
 from minillmclf.training.plan import Split
@@ -200,6 +201,17 @@ def test_merged_weights_are_not_rounded(name, method, folders, tmp_path):       
     assert half_modules(again) and half_modules(again).keys() == half_modules(model).keys()
     layers = {path for path in half_modules(again) if path.endswith(("q_proj", "qkv_proj"))}
     assert not layers, "a merged sum was rounded to bf16"
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_beside_four_bits_a_saved_model_has_no_bf16(name, folders, tmp_path):    # noqa: F811
+    """transformers keeps the dtypes of such a file, and fails where a bf16 vector meets fp32."""
+    model, _ = build(folders[name], settings(method="qlora"), "bf16")
+    merge_adapter(model, "4bit").save(tmp_path)
+    dtypes = {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()}
+    assert half_modules(model) and dtypes == {torch.float32, torch.uint8}
+    assert "dtype" not in json.loads((tmp_path / "config.json").read_text())["minillmclf"]
+    assert torch.equal(probabilities(Classifier.load(tmp_path)), probabilities(model))
 
 
 def test_a_saved_head_has_its_bf16_matrices_in_the_file(folders, tmp_path):     # noqa: F811

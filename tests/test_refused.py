@@ -329,3 +329,33 @@ def test_a_file_that_is_marked_as_test_alone_is_judged(made, tmp_path):
         ["--model", place / "run", "--data", tmp_path / "x.csv", "--out", tmp_path / "found.json"]
     )
     assert json.loads((tmp_path / "found.json").read_text())["rows"] == 2
+
+
+def test_a_text_without_a_token_is_named_by_its_line(made, tmp_path):
+    place, told = made
+    lines = (place / "data.csv").read_text().splitlines()
+    lines.insert(len(lines) - 1, "\u200b,garden,test")
+    data = tmp_path / "x.csv"
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    evaluated = ["--model", place / "run", "--data", data]
+    for command, given in (
+        ("train", [*told, "--data", data, "--out", tmp_path / "run"]),
+        ("evaluate", evaluated),
+    ):
+        code, _, error, _ = forked(command, given)
+        assert code == 2 and error.startswith(f"error: line {len(lines) - 1}: the text"), error
+        assert "no token" in error and "remove it" in error and error.count("\n") == 1
+
+
+def test_a_run_that_has_saved_nothing_blocks_no_other_settings(made, tmp_path):
+    """It was refused in its first step: the remedy is another setting, with the same --out."""
+    _, told = made
+    out = tmp_path / "run"
+    given = [*told, "--out", out]
+    assert forked("train", given, step=1)[0] == -9
+    assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == ["run.json"]
+    code, _, error, _ = forked("train", [*given, "--batch-size", "4"], step=3)
+    assert code == -9 and json.loads((out / "run.json").read_text())["settings"]["batch_size"] == 4
+    assert (out / "state.safetensors").exists()
+    code, _, error, _ = forked("train", given)
+    assert code == 2 and "another batch_size" in error and "--overwrite" in error

@@ -37,7 +37,7 @@ class Readout(nn.Module):
         parts = [tokenizer.ids(text) for text in texts]
         if not any(parts):
             raise InputError(f"the text {short(texts[0])} holds no token, only characters that the "
-                             "tokenizer drops")
+                             "tokenizer drops: remove it")
         return parts
 
     def count_tokens(self, tokenizer, texts):

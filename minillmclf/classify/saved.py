@@ -125,6 +125,8 @@ def save(model, path):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}
     model.tokenizer.save(path)
+    if quantised:                   # transformers computes in one dtype beside four bits: in fp32
+        config["minillmclf"].pop("dtype", None)
     own_dtypes = [name for name, tensor in tensors.items()                 # parts of 4-bit layers
-                  if ".weight." in name or tensor.dtype == torch.bfloat16]
+                  if ".weight." in name or tensor.dtype == torch.bfloat16 and not quantised]
     write_checkpoint(path, config, tensors, keep=own_dtypes)

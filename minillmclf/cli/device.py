@@ -41,7 +41,9 @@ def check_device(name):
             torch.backends.cudnn.allow_tf32 = False
         return device
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        fault = str(error).splitlines()[0].partition(". ")[0]
+        raise InputError(f"--device {name}: {fault}: take cpu, which is always there, or auto: a "
+                         "CUDA device where there is one, else the CPU") from None
 
 
 def move(model, name):

@@ -85,7 +85,8 @@ def training_folder(s, out, data, overwrite=False):
 def finished_record(s, out, data, overwrite=False):
     """The record of this run if it is finished in OUT, else None.
 
-    Without `overwrite`, InputError if OUT holds another run, or a model without a run.json.
+    Without `overwrite`, InputError if OUT holds another run, or a model without a run.json. A run
+    that has saved no state is none: a new one may have other settings.
     """
     for name in RUN_FILES:                  # InputError if one is the model or the data itself
         check_out_path(out / name, [("--model", find_model(s.model)), ("--data", s.data)])
@@ -104,6 +105,9 @@ def finished_record(s, out, data, overwrite=False):
                              "another --out, or --overwrite")
         return None
     differ, record = compare_with_run(s, out, data)
+    is_alone = not any((out / name).exists() for name in RUN_FILES if name != "run.json")
+    if is_alone and not record.get("finished"):        # it was refused, or ended in its first steps
+        return None
     if differ:
         raise InputError(f"{out}: holds a run with another {', '.join(differ)}: choose another "
                          "--out, or --overwrite")

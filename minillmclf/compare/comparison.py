@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..classify.classifier import Classifier
 from ..cli import build as building
-from ..cli.device import device_of
+from ..cli.device import check_device, device_kind, device_of
 from ..cli.outputs import check_out_folder, lock_folder
 from ..cli.rows import load_dataset
 from ..cli.settings import Settings, read_settings
@@ -30,6 +30,7 @@ def compare(a, overwrite):
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     methods = a.methods or [flags.get("method", "full")]
     readouts = a.readouts or [flags.get("readout", "head")]
+    place = usable_device(flags.get("device", "auto"))
     configurations = make_configurations(a.models, methods, readouts, read_sweep(a.sweep), flags)
     labels = labels_of(configurations)
     configurations, left_out = trainable_configurations(configurations, labels)
@@ -46,7 +47,6 @@ def compare(a, overwrite):
         runs = [Run(c, size, seed, folder_of(out, c, size, seed))
                 for size in a.learning_curve for c in configurations for seed in range(a.seeds)]
         sizes = f"{len(configurations)} x {len(a.learning_curve)} sizes x {a.seeds} seeds"
-        place = device_of(flags.get("device", "auto"))     # its name would take the device's memory
         lines = [*left_out, sizes, *[f"on {place}"] * (place != "cpu")]
         print("\n".join(lines), flush=True)
         metric = flags.get("metric", Settings().metric)
@@ -55,7 +55,18 @@ def compare(a, overwrite):
         given = {key: getattr(a, key) for key in FLAGS} | flags
         given["learning_curve"] = list(map(str, a.learning_curve))
         write_text(out / "settings.json", json.dumps(given, indent=2) + "\n")
+    if not any(run.is_finished for run in runs):
+        raise InputError(f"nothing could be trained: {runs[0].record['reason']}")
     return 0
+
+
+def usable_device(name):
+    """As check_device. But a CUDA device that may be there is left to the runs: to look for it here
+    would take some of its memory as long as this process runs."""
+    import torch
+    device = device_of(name)
+    is_cuda = device_kind(name) == "cuda" and torch.cuda.is_available()
+    return device if is_cuda else check_device(name)
 
 
 def trainable_configurations(configurations, labels):

@@ -31,8 +31,8 @@ def load_model(folder):
     """
     base = base_of(folder)
     if base is not None:
-        raise InputError(f"{folder}: holds an adapter, its model is {base}: inspect that, or merge "
-                         f"them with python -m minillmclf.merge")
+        raise InputError(f"{folder}: holds an adapter, its model is {base}: inspect that, or "
+                         "what python -m minillmclf.merge makes of a lora, dora or qlora run")
     checkpoint = Checkpoint(folder)
     kinds = checkpoint.config.get("architectures") or []
     try:

@@ -26,7 +26,7 @@ def join_parts(tokenizer, texts, markers, max_length, keep="head"):
     parts = [tokenizer.ids(text) for text in texts]
     if not any(parts):
         raise InputError(f"the text {short(texts[0])} holds no token, only characters that the "
-                         "tokenizer drops")
+                         "tokenizer drops: remove it")
     fixed = tokenizer.num_special_tokens(False) + sum(map(len, marks))
     needed = fixed + sum(len(part) > 0 for part in parts)
     if needed > max_length:
