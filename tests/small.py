@@ -201,7 +201,8 @@ def forked(module, arguments, **kill):
 
 
 def forked_program(path, *arguments, processes=1):
-    """Run `python PATH arguments` in a fork of the killer -> (exit code, stdout, stderr).
+    """Run `python PATH arguments` in a fork of the killer -> (exit code, stdout, stderr). PATH "-c":
+    the first argument is the program.
 
     processes: as many at once, each told what torchrun tells it; the exit code is the first that
     is not 0.
@@ -266,7 +267,11 @@ def child(job, folder, place):
     signal_at([(loop, "take_step")], kill.get("interrupt", []), signal.SIGINT)
     moves = signal_at([(os, "replace"), (os, "unlink")], [kill.get("move")], signal.SIGKILL)
     try:
-        if "program" in job:
+        if job.get("program") == "-c":
+            sys.argv = ["-c", *job["arguments"][1:]]
+            exec(job["arguments"][0], {"__name__": "__main__"})
+            code = 0
+        elif "program" in job:
             sys.argv = [job["program"], *job["arguments"]]
             runpy.run_path(job["program"], run_name="__main__")
             code = 0

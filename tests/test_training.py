@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from live import imported, loaded, may_refuse
-from small import TOPICS, bert_folder, command, data_file, flags, forked, start, texts_of
+from small import TOPICS, bert_folder, data_file, flags, forked, start, texts_of
 
 from minillmclf import train
 from minillmclf.classify.classifier import Classifier
@@ -562,7 +562,7 @@ def asked(data, tmp_path_factory):
 def reference(asked, tmp_path_factory):
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    code, _, error = command("minillmclf.train", *flags(**asked, out=out))
+    code, _, error, _ = forked("train", flags(**asked, out=out))
     assert code == 0, error
     return out
 
