@@ -9,6 +9,7 @@ SIGKILL ends it as a power cut would, with no handler, no `finally` and no flush
 import atexit
 import csv
 import functools
+import gc
 import json
 import os
 import random
@@ -296,12 +297,17 @@ def module_of(command):
 
 def serve():
     """A job a line from stdin, each run in a fork, its outcome a line on stdout."""
+    import numpy.ma  # noqa: F401
     import torch
 
     import minillmclf.pretrain.pretraining  # noqa: F401
     import minillmclf.train  # noqa: F401
     from minillmclf.classify import baseline, classifier  # noqa: F401
+    from minillmclf.cli import baseline_warning, fits  # noqa: F401
+    from minillmclf.text import doctor  # noqa: F401
+    from minillmclf.training import features, fp16, monitors, parallel, recompute  # noqa: F401
     torch.optim.AdamW([torch.zeros(1)])             # the first optimiser imports 800 modules more
+    gc.freeze()                                     # no fork looks through all that is here
     os.fsync = fsync
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -550,10 +550,10 @@ RESULTS = ["model.safetensors", "metrics.jsonl", "predictions.csv", "config.json
 
 @pytest.fixture(scope="module")
 def asked(data, tmp_path_factory):
-    """The settings of the runs below: dropout, several epochs of four steps, states amid epochs, mostly an early stop
-    (that depends on the machine's sums; a stop that is certain has its own test)."""
+    """The settings of the runs below: dropout, three epochs of four steps, states amid epochs. A stop that is certain
+    has its own test."""
     model = bert_folder(tmp_path_factory.mktemp("model") / "bert", dropout=0.1)
-    return dict(model=model, data=data, epochs=6, batch_size=8, save_every=5, lr=0.01,
+    return dict(model=model, data=data, epochs=3, batch_size=8, save_every=5, lr=0.01,
                 schedule="constant", warmup=0.1, metric="log_loss", patience=1,
                 class_weights="balanced")
 
