@@ -111,6 +111,12 @@ def run_baselines(*given, real=task.run_baselines):
 task.run_baselines = run_baselines
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """A command that sets the number of threads, as tests.bench does, sets it for all tests that come after."""
+    torch.set_num_threads(1)
+
+
 def pytest_terminal_summary(terminalreporter):
     """What a library refused is said, once each: a comparison that is not made is no pass."""
     skipped = terminalreporter.stats.get("skipped", ())
