@@ -71,8 +71,8 @@ def shaken(model, answer, width):
 
 # The files that take longest. With `--dist loadfile` a file is not divided: one that begins last is waited for.
 LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py",
-           "test_flags.py", "test_exercises.py", "test_instruction.py", "test_commands.py",
-           "test_peft_format.py", "test_classifier.py", "test_compare.py")
+           "test_flags.py", "test_exercises.py", "test_inspect.py", "test_training.py",
+           "test_methods.py", "test_instruction.py", "test_device.py", "test_frozen.py")
 
 
 def pytest_configure(config):
