@@ -75,8 +75,8 @@ def shaken(model, answer, width):
 
 # The slowest files. `--dist loadfile` divides no file: one that begins last is waited for.
 LONGEST = ("test_notebooks.py", "test_lessons.py", "test_release.py", "test_grade.py",
-           "test_flags.py", "test_exercises.py", "test_instruction.py", "test_commands.py",
-           "test_peft_format.py", "test_classifier.py", "test_compare.py")
+           "test_flags.py", "test_exercises.py", "test_inspect.py", "test_training.py",
+           "test_methods.py", "test_instruction.py", "test_device.py", "test_frozen.py")
 
 
 def pytest_configure(config):
@@ -113,6 +113,12 @@ def run_baselines(*given, real=task.run_baselines):
 
 
 task.run_baselines = run_baselines
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """A command that sets the number of threads, as tests.bench does, sets it for one test only."""
+    torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter):

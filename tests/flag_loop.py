@@ -51,6 +51,7 @@ def rows_by_hand(w, data):
     return wide, mask, torch.tensor([LABELS.index(row["label"]) for row in rows])
 
 
+@functools.cache                       # the flags share what they are compared with
 def losses_by_hand(
     w,
     data,

@@ -9,6 +9,7 @@ SIGKILL ends it as a power cut would, with no handler, no `finally` and no flush
 import atexit
 import csv
 import functools
+import gc
 import json
 import os
 import random
@@ -201,7 +202,8 @@ def forked(module, arguments, **kill):
 
 
 def forked_program(path, *arguments, processes=1):
-    """Run `python PATH arguments` in a fork of the killer -> (exit code, stdout, stderr).
+    """Run `python PATH arguments` in a fork of the killer -> (exit code, stdout, stderr). PATH
+    "-c": the first argument is the program.
 
     processes: as many at once, each told what torchrun tells it; the exit code is the first that
     is not 0.
@@ -266,7 +268,11 @@ def child(job, folder, place):
     signal_at([(loop, "take_step")], kill.get("interrupt", []), signal.SIGINT)
     moves = signal_at([(os, "replace"), (os, "unlink")], [kill.get("move")], signal.SIGKILL)
     try:
-        if "program" in job:
+        if job.get("program") == "-c":
+            sys.argv = ["-c", *job["arguments"][1:]]
+            exec(job["arguments"][0], {"__name__": "__main__"})
+            code = 0
+        elif "program" in job:
             sys.argv = [job["program"], *job["arguments"]]
             runpy.run_path(job["program"], run_name="__main__")
             code = 0
@@ -291,12 +297,17 @@ def module_of(command):
 
 def serve():
     """A job a line from stdin, each run in a fork, its outcome a line on stdout."""
+    import numpy.ma  # noqa: F401
     import torch
 
     import minillmclf.pretrain.pretraining  # noqa: F401
     import minillmclf.cli.training_run  # noqa: F401
     from minillmclf.classify import baseline, classifier  # noqa: F401
+    from minillmclf.cli import baseline_warning, fits  # noqa: F401
+    from minillmclf.text import doctor  # noqa: F401
+    from minillmclf.training import features, fp16, monitors, parallel, recompute  # noqa: F401
     torch.optim.AdamW([torch.zeros(1)])             # the first optimiser imports 800 modules more
+    gc.freeze()                                     # no fork looks through all that is here
     os.fsync = fsync
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

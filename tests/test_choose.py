@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MODELS, refused
-from small import ROOT, bert_folder, command, data_file, environment
+from small import ROOT, bert_folder, data_file, environment
 
 from minillmclf.choose import facts as the_facts, measured, page, __main__ as choose
 from minillmclf.choose.advice import (FEW_ROWS_GAIN, advise, command_of, is_near,
@@ -266,12 +266,12 @@ def test_a_path_with_blanks_stays_one_argument():
             == "python -m minillmclf.train --model 'my models/a' --batch-size 8")
 
 
-def test_mistakes_are_one_line_and_help_needs_no_torch(place):
+def test_mistakes_are_one_line_and_help_needs_no_torch(place, call):
     for arguments, fault in ((["--models", "nowhere"], "nowhere: no such model folder"),
                              (["--data", "nowhere"], "'nowhere': no such file"),
                              (["--batch-size", "0"], "--batch-size 0: should be 1 or more"),
                              (["--comparison", "nowhere"], "nowhere/settings.json: is not there")):
-        code, out, error = command("minillmclf.choose", *arguments)
+        code, out, error = call(choose, *arguments)
         assert code == 2 and not out and fault in error and error.count("\n") == 1, error
     program = ("import sys; import minillmclf.choose.__main__, minillmclf.choose.advice; "
                "sys.exit('torch' in sys.modules)")

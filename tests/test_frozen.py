@@ -5,16 +5,14 @@ The reference is the package itself in fp32, with the matrices rounded before th
 attached. Known-wrong variants must fail the same comparison.
 """
 import json
-import os
 import random
-import subprocess
 import sys
 
 import pytest
 import torch
 from flag_world import World, call
 from safetensors.torch import load_file
-from small import ROOT, texts_of
+from small import forked_program, texts_of
 from test_device import LABELS, play
 from test_families import CONFIGS, folders, spread          # noqa: F401  folders is a fixture
 
@@ -298,7 +296,8 @@ def test_a_stopped_run_goes_on_in_its_dtype_and_in_no_other(w, monkeypatch):
 # ------------------------------------------------------------------------------- memory of loading
 
 PEAK = """
-import sys
+import ctypes, sys
+ctypes.CDLL(None).mallopt(-3, 65536)             # M_MMAP_THRESHOLD: what is freed is given back
 from minillmclf.classify.classifier import Classifier
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -338,12 +337,9 @@ def test_loading_takes_one_model_and_one_tensor(dtype, quantise, stored, most, l
     22 MB of four bits one fp32 layer and what quantising takes of it weigh more."""
     if quantise:
         pytest.importorskip("bitsandbytes")
-    ran = subprocess.run(
-        [sys.executable, "-c", PEAK, str(large[stored]), dtype, quantise, str(w.bert)],
-        capture_output=True, text=True, cwd=ROOT,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})  # freed is given back
-    assert ran.returncode == 0, ran.stderr
-    ratio, held = map(float, ran.stdout.split())
+    code, out, error = forked_program("-c", PEAK, large[stored], dtype, quantise, w.bert)
+    assert code == 0, error
+    ratio, held = map(float, out.split())
     expected = {"bf16": 2, "fp32": 4}[dtype] * 38.9e6 if not quantise else 24e6
     assert 0.95 * expected < held < 1.1 * expected
     assert 0.8 < ratio < most, f"{ratio:.2f} models of memory"

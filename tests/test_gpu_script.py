@@ -2,11 +2,14 @@
 shows anything of a GPU."""
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from live import imported, may_refuse
+from small import forked
 from test_families import folders  # noqa: F401  a fixture
 
 from minillmclf.classify.classifier import Classifier
@@ -23,7 +26,13 @@ def gpu():
     return made
 
 
-def test_the_script_runs_without_a_gpu_and_says_what_that_proves(gpu, tmp_path, capsys):
+def test_the_script_runs_without_a_gpu_and_says_what_that_proves(gpu, tmp_path, capsys,
+                                                                 monkeypatch):
+    """Whole runs are forks of a process that has torch; the run that is stopped is a real one."""
+    def run(command, **_):
+        done = forked(command[2].partition(".")[2], command[3:])
+        return SimpleNamespace(**dict(zip(("returncode", "stdout", "stderr"), done)))
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": run}))
     result = gpu.main([
         "--tiny", "--device", "cpu", "--parts", "job", "resume", "packed", "--out", str(tmp_path)])
     lines = [line for found in result["parts"].values() for line in found]

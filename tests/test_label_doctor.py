@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small import PIECES, command
+from small import PIECES
 
 from minillmclf import labels as labels_command
 from minillmclf.classify.label_text.doctor import MAX_LINES, FEWER_LINES, WIDTH, examine_labels
@@ -329,9 +329,9 @@ def test_what_cannot_be_built_is_an_input_error(arguments, part, tmp_path):
     assert part in str(found.value) and "\n" not in str(found.value)
 
 
-def test_an_error_is_one_line_and_exit_code_2(tmp_path):
-    code, out, error = command("minillmclf.labels", "--model", folder_of("gpt2", tmp_path),
-                               "--labels", "rain", "word", "--template", "{label} {text}")
+def test_an_error_is_one_line_and_exit_code_2(tmp_path, call):
+    code, out, error = call(labels_command, "--model", folder_of("gpt2", tmp_path),
+                            "--labels", "rain", "word", "--template", "{label} {text}")
     assert code == 2 and not out and error.startswith("error: ") and error.count("\n") == 1, error
 
 

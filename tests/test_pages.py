@@ -1,12 +1,10 @@
 """The pages hold what they say: links, paths, commands and flags exist, and the README is short."""
-import os
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from small import forked_program
 
 from minillmclf.cli.settings import ALIASES, flag
 
@@ -87,9 +85,17 @@ def flags_in(text):
 
 
 def run(*arguments):
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True,
-                          check=True, cwd=ROOT, env=environment).stdout
+    """What `python -m ARGUMENTS` prints, run in a fork of a process that has torch."""
+    code, out, error = forked_program("-c", RUN, *arguments)
+    assert code == 0, error
+    return out
+
+
+RUN = """
+import os, runpy, sys
+os.environ["COLUMNS"], sys.argv = "200", sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def of_the_course():

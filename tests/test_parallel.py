@@ -165,7 +165,7 @@ def test_they_stop_together_and_one_goes_on(asked, alone, tmp_path):
 
 def test_an_error_in_one_process_ends_all_with_its_line(asked, tmp_path):
     script = asked["model"].parent / "disturbed.py"
-    code, out, error = torchrun(script, "error", 3, *flags(**asked, out=tmp_path / "run"))
+    code, out, error = two(script, "error", 3, *flags(**asked, out=tmp_path / "run"))
     told = [line for line in error.splitlines() if line.startswith("error: ")]
     assert code != 0 and told == ["error: only here"], error
     assert "Connection closed" not in error, (

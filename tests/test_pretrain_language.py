@@ -363,7 +363,7 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
     pairs.write_text("".join(json.dumps({"prompt": f"the {word} {number}", "answer": topic}) + "\n"
                              for topic, words in TOPICS.items() for word in words
                              for number in range(40)))
-    command = settings(arch, more, text, pairs=pairs, start=out, teacher=teacher, steps=250)
+    command = settings(arch, more, text, pairs=pairs, start=out, teacher=teacher, steps=100)
     pretrain.main(command)
     log = [json.loads(line) for line in (more / "pretrain.jsonl").read_text().splitlines()]
     for name in ("vectors", "held_out", "held_out_text"):

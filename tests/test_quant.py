@@ -11,7 +11,6 @@ tensor as one row, or gets widths of 64 k.
 import importlib.util
 import json
 import math
-import subprocess
 import sys
 
 import pytest
@@ -21,7 +20,7 @@ from conftest import MODELS
 from hypothesis import given, settings, strategies as st
 from live import imported, may_refuse
 from safetensors.torch import load_file, save_file
-from small import ROOT, command
+from small import forked_program
 from torch import nn
 
 from minillmclf.classify.classifier import Classifier
@@ -267,8 +266,7 @@ def test_when_the_fused_product_is_taken(case, rows, out, width, dtype, grad, fu
 def test_importing_the_kernels_says_nothing():
     """bitsandbytes warns of a package `kernels`, which is not needed."""
     code = "from minillmclf.tuning import quant; quant.import_kernels()"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert forked_program("-c", code) == (0, "", "")
 
 
 # --------------------------------------------------------------------------------- error and memory
@@ -620,7 +618,7 @@ def test_without_bitsandbytes_there_is_one_clear_line(monkeypatch):
 
 
 def test_the_package_is_imported_without_bitsandbytes():
-    code, _, error = command(
-        "timeit", "-n1", "-r1", "import sys, minillmclf, minillmclf.tuning.quant",
+    code, _, error = forked_program(
+        "-c", "import sys, minillmclf, minillmclf.tuning.quant\n"
         "assert 'bitsandbytes' not in sys.modules, 'it is imported: seconds for everybody'")
     assert code == 0, error

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from small import bert_folder, command, data_file, flags
+from small import bert_folder, data_file, flags
 
 from minillmclf.report import __main__ as report, figures, page as pages
 from minillmclf import train
@@ -298,17 +298,16 @@ def test_a_page_never_takes_the_place_of_a_file_of_the_run(tmp_path):
     assert report.FinishedRun(folder)
 
 
-def test_the_command_on_a_real_run(tmp_path):
+def test_the_command_on_a_real_run(tmp_path, call):
     model, data = bert_folder(tmp_path / "model"), data_file(tmp_path / "data.csv")
     folder = tmp_path / "run"
     train.main(flags(model=model, data=data, out=folder, epochs=2, device="cpu"))
     os.utime(folder / "run.json", (1e9, 1e9))
-    code, out, error = command("minillmclf.report", "--run", folder,
-                               "--out", tmp_path / "page.html")
+    code, out, error = call(report, "--run", folder, "--out", tmp_path / "page.html")
     assert (code, error) == (0, "") and "page.html" in out
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert ["run.json written", time.strftime("%Y-%m-%d %H:%M", time.localtime(1e9))] in page.rows
     assert any(row[0] == "model, full" for row in page.rows) and ["epochs", "2"] in page.rows
-    code, out, error = command("minillmclf.report", "--run", tmp_path)
+    code, out, error = call(report, "--run", tmp_path)
     assert code == 2 and not out, error
     assert re.fullmatch(r"error: .*: holds no run.json: .*\n", error), error

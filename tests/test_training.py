@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from live import imported, loaded, may_refuse
-from small import TOPICS, bert_folder, command, data_file, flags, forked, start, texts_of
+from small import TOPICS, bert_folder, data_file, flags, forked, start, texts_of
 
 from minillmclf import train
 from minillmclf.classify.classifier import Classifier
@@ -545,11 +545,10 @@ RESULTS = ["model.safetensors", "metrics.jsonl", "predictions.csv", "config.json
 
 @pytest.fixture(scope="module")
 def asked(data, tmp_path_factory):
-    """The settings of the runs below: dropout, several epochs of four steps, states amid epochs,
-    mostly an early stop (that depends on the machine's sums; a stop that is certain has its own
-    test)."""
+    """The settings of the runs below: dropout, three epochs of four steps, states amid epochs. A
+    stop that is certain has its own test."""
     model = bert_folder(tmp_path_factory.mktemp("model") / "bert", dropout=0.1)
-    return dict(model=model, data=data, epochs=6, batch_size=8, save_every=5, lr=0.01,
+    return dict(model=model, data=data, epochs=3, batch_size=8, save_every=5, lr=0.01,
                 schedule="constant", warmup=0.1, metric="log_loss", patience=1,
                 class_weights="balanced")
 
@@ -558,7 +557,7 @@ def asked(data, tmp_path_factory):
 def reference(asked, tmp_path_factory):
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    code, _, error = command("minillmclf.train", *flags(**asked, out=out))
+    code, _, error, _ = forked("train", flags(**asked, out=out))
     assert code == 0, error
     return out
 

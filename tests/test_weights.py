@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from conftest import MODELS, first_difference
 from live import imported, loaded, may_refuse
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from small import forked_program
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
@@ -449,7 +449,8 @@ def test_what_an_earlier_save_left_is_not_read_again(tmp_path):
 # ------------------------------------------------------------------------------- memory
 
 PEAK = """
-import sys
+import ctypes, sys
+ctypes.CDLL(None).mallopt(-3, 65536)             # M_MMAP_THRESHOLD: what is freed is given back
 import torch
 from minillmclf.models import load_backbone
 def high():
@@ -473,12 +474,10 @@ def test_loading_takes_one_model_and_one_tensor(dtype, shards, tmp_path):
     total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     write_checkpoint(tmp_path, config, export_tensors(model, model.rename_table()), dtype,
                      shard_bytes=-(-total // shards) + 10**6)
-    ran = subprocess.run(
-        [sys.executable, "-c", PEAK, str(MODELS / "bert_masked_lm"), str(tmp_path)],
-        capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert ran.returncode == 0, ran.stderr
-    assert 0.8 < float(ran.stdout) < 1.3, (
-        f"loading {dtype} from {shards} file(s) took {float(ran.stdout):.2f} models of memory")
+    code, out, error = forked_program("-c", PEAK, MODELS / "bert_masked_lm", tmp_path)
+    assert code == 0, error
+    assert 0.8 < float(out) < 1.3, (
+        f"loading {dtype} from {shards} file(s) took {float(out):.2f} models of memory")
 
 
 def test_a_loaded_model_does_not_change_with_its_file(folder):
@@ -550,12 +549,9 @@ except InputError as error:
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_files(tmp_path):
     save_backbone(load_backbone(MODELS / "bert_classifier"), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    ran = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(MODELS / "roberta_masked_lm"), str(tmp_path)],
-        capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert ran.returncode == 2, (
-        f"the process ended with {ran.returncode} (a negative number is a signal): {ran.stderr}")
-    assert "model.safetensors: could not be written" in ran.stdout and "untouched" in ran.stdout
+    code, out, error = forked_program("-c", LIMITED, MODELS / "roberta_masked_lm", tmp_path)
+    assert code == 2, f"the process ended with {code} (a negative number is a signal): {error}"
+    assert "model.safetensors: could not be written" in out and "untouched" in out
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after == before, f"an earlier file changed, or a half one is left: {list(after)}"
 
