@@ -192,7 +192,7 @@ def test_a_folder_with_an_adapter_names_its_base_and_four_bits_are_accounted_for
     tune(model, tuning_config(Settings(method="lora")))
     model.save(tmp_path / "run")
     with pytest.raises(InputError,
-                       match=f"holds an adapter, its model is {base}: inspect that, or merge"):
+                       match=f"holds an adapter, its model is {base}: inspect that, or what"):
         inspect.main([str(tmp_path / "run")])
     Classifier.from_backbone(base, ["a", "b"], quantise="nf4").save(tmp_path / "small")
     out = report(capsys, tmp_path / "small")
