@@ -126,6 +126,9 @@ def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert measured.comparison_facts(None, "my.csv")["folder"] == "runs/mine", (
         "the comparison in runs/ is found")
+    comparison(tmp_path / "runs" / "vain", "my.csv", [])
+    assert measured.comparison_facts(None, "my.csv")["folder"] == "runs/mine", (
+        "a newer one that trained nothing is passed over")
     assert measured.comparison_facts(None, "other.csv") is None, "that of other data is not"
     refused(lambda: measured.comparison_facts(str(folder), "other.csv"),
             "--comparison", "other data than other.csv")

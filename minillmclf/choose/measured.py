@@ -34,9 +34,10 @@ def has_same_data(folder, data):
 
 
 def find_comparison(data):
-    """The newest comparison of these data in runs/, or None."""
+    """The newest comparison of these data in runs/ that has trained something, or None."""
     tables = [table for table in Path("runs").glob("*/table.json")
-              if (table.parent / "settings.json").exists() and has_same_data(table.parent, data)]
+              if (table.parent / "settings.json").exists() and has_same_data(table.parent, data)
+              and read_json(table).get("rows") != []]
     return max(tables, key=lambda table: table.stat().st_mtime).parent if tables else None
 
 
