@@ -129,6 +129,16 @@ def test_what_was_probably_meant_is_said(name, given, meant, capsys):
     assert f"did you mean {meant}?" in error_of(lambda: command.main(given.split()), capsys)
 
 
+@pytest.mark.parametrize("name, given, meant", [
+    ("folds", "--dev none", "--device"),                   # a flag of train's, but not of folds'
+    ("train", "--epoch 3", "--epochs")])
+def test_a_flag_is_written_out(name, given, meant, capsys):
+    """argparse would take the beginning of a flag for the flag, and --dev none for a device."""
+    command = importlib.import_module(small.module_of(name))
+    found = error_of(lambda: command.main(given.split()), capsys)
+    assert "unknown flag" in found and f"did you mean {meant}?" in found
+
+
 def test_what_is_like_nothing_has_no_suggestion_and_a_long_one_is_shortened(capsys):
     assert did_you_mean("zzz", ["lr", "epochs"]) == ""
     line = error_of(lambda: train.main(["--" + 10_000 * "x"]), capsys)

@@ -405,6 +405,14 @@ def test_fit_cuts_the_longest_first():
             f"{sizes} in {budget}")
 
 
+def test_a_key_that_stands_twice_in_a_row_is_refused(tmp_path):
+    """json.loads keeps the last of them, and says nothing."""
+    for row in ('{"text": "x", "label": "a", "text": "y"}',
+                '{"text": "x", "label": "a", "more": {"b": 1, "b": 1}}'):
+        path = jsonl(tmp_path / "f.jsonl", '{"text": "x", "label": "a"}', row)
+        refused(lambda: read_examples(path), path, "line 2", "twice", "each key once")
+
+
 @pytest.mark.parametrize("cell", [
     "9" * 5000, '{"a": 1}', "[" * 5000 + "]" * 5000, "[" * 500 + "]" * 500, '"\\ud83d"',
     '"\\u0000"', "NaN", "-Infinity", "null", "[" * 90 + "]" * 90])

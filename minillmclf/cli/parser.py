@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with --version; a mistake is told in one line, with the flag that was meant."""
 
     def __init__(self, *given, **more):
-        super().__init__(*given, add_help=False,
+        super().__init__(*given, add_help=False, allow_abbrev=False,
                          **{"formatter_class": argparse.RawDescriptionHelpFormatter, **more})
 
     def parse_args(self, arguments=None, namespace=None):
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         flags = [flag for action in shown for flag in action.option_strings if flag[:2] == "--"]
         for word in arguments[:arguments.index("--")] if "--" in arguments else arguments:
             name = word.partition("=")[0]
-            known = any(flag.startswith(name) for flag in self._option_string_actions)
+            known = name in self._option_string_actions
             if name.startswith("--") and " " not in name and not known:
                 self.error(f"unknown flag {short(name)[1:-1]}{did_you_mean(name, flags)}")
         found, left = self.parse_known_args(arguments, namespace)

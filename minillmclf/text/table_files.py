@@ -133,13 +133,13 @@ class TableReader:
             if not source.strip():
                 continue
             try:
-                record = json.loads(source)
+                record = json.loads(source, object_pairs_hook=dict_of_pairs)
                 if not isinstance(record, dict):
                     raise ValueError(f"found a {type(record).__name__}")
                 if source.count("[") + source.count("{") > MAX_DEPTH and depth(source) > MAX_DEPTH:
                     raise ValueError(f"more than {MAX_DEPTH} lists and objects within each other")
             except (ValueError, RecursionError) as error:
-                fault = f"not a JSON object ({error}): write one per line"
+                fault = f"not a JSON object ({error}): write one per line, each key once"
                 raise self.fault(line, fault) from error
             self.columns.update(dict.fromkeys(record))
             yield line, record
@@ -237,6 +237,15 @@ class TableReader:
             if len(fields) != count or prose or empty:
                 return False
         return len(lines) > 1 and count > 1
+
+
+def dict_of_pairs(pairs):
+    """The pairs of a JSON object -> dict. ValueError for a key that stands there twice."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {short(twice)} stands there twice")
+    return record
 
 
 def depth(source):
