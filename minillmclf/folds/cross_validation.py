@@ -13,7 +13,7 @@ import torch
 from .. import train
 from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
-from ..cli.device import move
+from ..cli.device import check_device
 from ..cli.rows import draw_rows
 from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings, refuse_multi_label
@@ -196,7 +196,7 @@ def fold_logits(s, folder, name, texts):
             cached = file.get_tensor("scores").double() if same else torch.empty(0)
         if cached.shape[:1] == (len(texts),) and cached.dim() == 2 and cached.isfinite().all():
             return cached
-    model = move(Classifier.load(folder), s.device)
+    model = Classifier.load(folder, device=check_device(s.device))
     logits = parallel.shared_logits(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
     if parallel.is_main_process():
         write_tensors(path, {"scores": logits}, key)
