@@ -19,7 +19,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from .cli.device import add_device_flags, place
+from .cli.device import add_device_flags, check_device, set_precision
 from .cli.outputs import check_out_file, input_paths
 from .cli.parser import Parser, run
 from .cli.rows import (encode_examples, hold_out_as_asked, load_dataset, reading_options,
@@ -146,14 +146,14 @@ def evaluate_saved(a):
     folder = find_model(a.model)
     if a.data is None:
         read_run_record(folder)                            # errors come before a model is loaded
-    model = Classifier.load(folder, a.base)
+    model = Classifier.load(folder, a.base, check_device(a.device))
     if a.out and model.base:
         check_out_file(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     set_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
     encoded, shortened = encode_examples(model, rows)
-    precision = place(model, a.device, a.precision, texts)
+    precision = set_precision(model, a.precision, texts)
     probabilities = model.probabilities(model.compute_logits(encoded, a.batch_size))        # (N, C)
     metrics = model.task.evaluate(probabilities, targets)
     own_dev = a.data is None and a.split == "dev"
@@ -209,7 +209,7 @@ def evaluate_prompted(a):
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
     model, _, _ = build_classifier(s, data.labels, data.columns)
-    precision = place(model, a.device, a.precision, [row.texts for row in rows])
+    precision = set_precision(model, a.precision, [row.texts for row in rows])
     if a.beams and model.backbone.KIND == "encoder":
         raise InputError("--beams: an encoder fills in its masks at once, there is nothing to "
                          "decode step by step")

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .cli.device import move
+from .cli.device import check_device
 from .cli.settings import read_settings
 from .text.table_files import MEMORY
 from .text.table_memory import table_from_memory
@@ -42,7 +42,7 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
             kept = f"saved in {s.out}; the same call goes on" if s.out else "nothing is kept"
             raise KeyboardInterrupt(f"stopped: {kept}")
         training_run.show_record(record, rows, s.out, say)
-        return move(Classifier.load(folder), s.device)
+        return Classifier.load(folder, device=check_device(s.device))
 
 
 def flag_value(value):

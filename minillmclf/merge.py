@@ -9,7 +9,7 @@ The result is an ordinary Hugging Face folder, as fast as the base. If the base 
 changes answers. Printed is how the merged model differs on the rows that it was tested on, or on
 --data: the largest difference of a probability, and how many rows change their class.
 """
-from .cli.device import add_device_flag, move, place
+from .cli.device import add_device_flag, check_device, set_precision
 from .cli.outputs import check_out_folder
 from .cli.parser import Parser, run
 from .cli.rows import encode_examples
@@ -62,12 +62,13 @@ def main(arguments=None):
     folders = [base for base in a.base if base not in ("full", "4bit")]
     if len(precisions) > 1 or len(folders) > 1:
         raise InputError(f"--base {', '.join(a.base)}: give full or 4bit once, and one folder")
-    model = Classifier.load(folder, *folders)
+    device = check_device(a.device)
+    model = Classifier.load(folder, *folders or [None], device)
     if model.base:
         check_out_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
     rows, name = choose_rows(a, folder, model)
     encoded, _ = encode_examples(model, rows)
-    place(model, a.device, "fp32")
+    set_precision(model, "fp32")
 
     def probabilities(model):
         return model.probabilities(model.compute_logits(encoded, a.batch_size))
@@ -76,7 +77,7 @@ def main(arguments=None):
     merge_adapter(model.to("cpu"), *precisions or [None]).save(out)     # the same sums anywhere
     for file in ("tuned.json", "adapter_config.json", "run.json"):     # of an older model in --out
         remove_path(out / file)
-    saved = move(Classifier.load(out), a.device)
+    saved = Classifier.load(out, device=device)
     after = probabilities(saved)
     changed = sum(one != other for one, other in zip(answers, saved.answers(after)))
     print(f"{name}: on {len(rows)} rows the largest difference of a probability is "

@@ -13,6 +13,8 @@ import small
 import torch
 from conftest import refused
 from live import imported, may_refuse
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import minillmclf
 from minillmclf.cli.parser import run
@@ -298,6 +300,18 @@ def test_a_step_computes_all_and_changes_nothing(bert):
 
 
 # --------------------------------------------------------------------------- what is measured alone
+
+def test_weights_in_a_mapped_file_are_in_memory_before_the_mark(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("resident memory is read from /proc, which this system has not")
+    save_file({"weight": torch.ones(4096, 2048)}, tmp_path / "large.safetensors")
+    with safe_open(tmp_path / "large.safetensors", "pt") as file:
+        layer = torch.nn.Linear(2048, 4096, bias=False, device="meta")
+        layer.weight = torch.nn.Parameter(file.get_tensor("weight"))
+    before = alone.resident("VmRSS")
+    assert alone.read_weights(layer) == 32 * 2**20
+    assert alone.resident("VmRSS") - before > 30, "else they count twice, in the rise and as held"
+
 
 def test_memory_is_that_of_two_steps_on_both_sides(hf, place, monkeypatch, capsys):
     if not Path("/proc/self/clear_refs").exists():

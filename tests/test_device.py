@@ -6,12 +6,14 @@ CPU's, but for the order of sums (attention is taken apart there). It counts wai
 from or to the device, each number read.
 """
 import csv
+import importlib
 import random
+import weakref
 
 import pytest
 import torch
 from pretend_device import DEVICE, Pretend, Watch
-from small import TOPICS, texts_of
+from small import TOPICS, module_of, texts_of
 from test_families import CONFIGS, folders, spread          # noqa: F401  folders is a fixture
 
 from minillmclf import generate
@@ -20,6 +22,7 @@ from minillmclf.cli.build import classifier_options, tuning_config
 from minillmclf.cli.settings import Settings
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
+from minillmclf.models.weights import Checkpoint
 from minillmclf.training.completion_loss import CompletionLoss
 from minillmclf.training.loop import take_step
 from minillmclf.training.plan import Split
@@ -191,9 +194,7 @@ def run_folder(tmp_path_factory, folders):                                      
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_a_saved_model_answers_on_the_device_it_is_given(command, run_folder, call, monkeypatch):
-    import importlib
-    main = importlib.import_module(f"minillmclf.{command}"
-                                   + ".__main__" * (command == "predict"))
+    main = importlib.import_module(module_of(command))
     given = ["--model", run_folder, "--data", run_folder / "rows.csv"]
     plain = call(main, *given)
     seen, forward = [], Classifier.forward
@@ -203,6 +204,48 @@ def test_a_saved_model_answers_on_the_device_it_is_given(command, run_folder, ca
         code, out, error = call(main, *given, "--device", "pretend:0")
     assert code == 0 and not watch.faults and set(seen) == {"pretend"}
     assert out.split()[:5] == plain[1].split()[:5] and "on pretend:0" in error
+
+
+@pytest.fixture(scope="module")
+def saved_runs(tmp_path_factory, folders):                                      # noqa: F811
+    """A saved classifier of each kind -> {kind: its folder}."""
+    saved = {}
+    for kind in ("full", "lora", "qlora", "houlsby"):
+        saved[kind] = tmp_path_factory.mktemp(kind)
+        classifier(folders["bert"], settings_of(kind) if kind in SCENES else Settings(
+            method=kind, max_length=32))[0].save(saved[kind])
+    return saved | {"adapter": saved["lora"] / "adapter"}
+
+
+def most_alive(read, patch):
+    """Call read(), which reads weights -> how many of them lay on the CPU at once."""
+    alive, most, tensor_of = weakref.WeakSet(), [], Checkpoint.tensor
+
+    def tensor(self, name):
+        found = tensor_of(self, name)
+        alive.add(found.untyped_storage())
+        most.append(len(alive))
+        return found
+    with patch.context() as patch, Watch():
+        patch.setattr(Checkpoint, "tensor", tensor)
+        read()
+    return max(most)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "qlora", "houlsby", "adapter"])
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_saved_model_is_read_onto_the_device_a_tensor_at_a_time(command, kind, saved_runs,
+                                                                 run_folder, call, monkeypatch):
+    """While a tensor is read, at most the one before it still lies on the CPU."""
+    main = importlib.import_module(module_of(command))
+    given = ["--model", saved_runs[kind], "--data", run_folder / "rows.csv"]
+
+    def answer():
+        assert call(main, *given, "--device", "pretend:0")[0] == 0
+    assert most_alive(answer, monkeypatch) <= 2
+    load = Classifier.load
+    monkeypatch.setattr(Classifier, "load", lambda path, base, device: load(path, base).to(device))
+    assert most_alive(answer, monkeypatch) > 10, "read whole and then moved, all lie there"
 
 
 def test_a_device_that_is_not_there_is_one_line(run_folder, call):
@@ -248,7 +291,7 @@ def test_auto_takes_bf16_only_where_it_is_fast_and_agrees(run_folder, monkeypatc
         monkeypatch.setattr(device, "LARGEST_CHANGE", limit)
         model = Classifier.load(run_folder)
         plain = model.predict(texts)
-        assert device.place(model, "cpu", "auto", texts) == expected
+        assert device.set_precision(model, "auto", texts) == expected
         assert f"in {expected}" in capsys.readouterr().err
         found = next(model.backbone.parameters()).dtype
         assert found == (torch.bfloat16 if expected == "bf16" else torch.float32)

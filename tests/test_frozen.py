@@ -18,6 +18,7 @@ from test_families import CONFIGS, folders, spread          # noqa: F401  folder
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.build import classifier_options, tuning_config
+from minillmclf.cli.memory import AliveBytes
 from minillmclf.cli.settings import Settings
 from minillmclf.errors import InputError
 from minillmclf.merge import merge_adapter
@@ -149,6 +150,26 @@ def test_no_widened_matrix_is_kept_for_the_backward_pass(monkeypatch):
     assert saved_bytes(run) < 5 * matrix
     keep_widened(monkeypatch)
     assert saved_bytes(run) > 7 * matrix, "the test would not see it"
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_large_matrix_is_widened_a_block_at_a_time(with_bias, monkeypatch):
+    W, bias = torch.randn(777, 40).bfloat16(), torch.randn(777) if with_bias else None
+    x, weights = torch.randn(2, 3, 40, requires_grad=True), torch.randn(2, 3, 777)
+
+    def play(product):
+        x.grad = None
+        with AliveBytes() as count:
+            y = product(x, W, bias)
+            (y * weights).sum().backward()
+        return y.detach(), x.grad, count.peak
+    y, grad, _ = play(lambda x, W, bias: torch.nn.functional.linear(x, W.float(), bias))
+    for most, blocks in ((1000, 32), (777 * 40, 1)):
+        monkeypatch.setattr(half, "MAX_WIDENED", most)
+        assert len(half.row_blocks(W)) == blocks
+        found, found_grad, peak = play(product)
+        assert (found - y).abs().max() < 1e-4 and (found_grad - grad).abs().max() < 1e-4
+        assert (peak > 4 * W.numel()) == (blocks == 1), "a whole matrix is in fp32, or is not"
 
 
 def test_a_product_with_a_wide_matrix_is_the_plain_one():

@@ -18,6 +18,7 @@ from small import wrap_lora
 from torch import nn
 
 from minillmclf.classify.family_heads import build_head
+from minillmclf.cli.memory import AliveBytes
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights
 from minillmclf.models.bert import Bert, Roberta, XlmRoberta
@@ -322,6 +323,14 @@ def test_the_seed_decides():
         "the seed is ignored")
     values = [parameter for path, parameter in a.items() if path.endswith("q_proj.lora_A.default")]
     assert not torch.equal(*values), "two layers start with the same A"
+
+
+def test_the_update_is_added_in_place():
+    layer = LoraLinear(nn.Linear(8, 512), LoraConfig(2, 4.0), torch.Generator().manual_seed(0))
+    x = torch.randn(300, 8, requires_grad=True)
+    with AliveBytes() as count:
+        y = layer(x)
+    assert count.peak < 2.5 * y.nbytes, "base and update, but no third tensor of their size"
 
 
 def test_half_precision_base_keeps_adapters_in_single():

@@ -183,16 +183,15 @@ def add_device_flags(parser):
                              "the first answers stay as they are [fp32]")
 
 
-def place(model, device, precision, texts=()):
-    """Put a saved classifier where it is to answer, in the precision it is to answer in -> the
-    precision, "fp32" or "bf16". Prints both on standard error; nothing for "fp32" on a CPU.
+def set_precision(model, precision, texts=()):
+    """Put a saved classifier into the precision it is to answer in -> "fp32" or "bf16". Prints it
+    and the device on standard error; nothing for "fp32" on a CPU.
 
     precision: "fp32", "bf16" or "auto". texts: rows to try "auto" on: it takes bf16 where the
     device is fast at it, no answer to them changes, and no probability moves by more than
     LARGEST_CHANGE.
     """
     from ..models.half import convert_to_bf16
-    move(model, device)
     where, said = next(model.parameters()).device, device_lines(model, precision)
     if precision == "auto":
         precision, line = choose_precision(model, where, texts)

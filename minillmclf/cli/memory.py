@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..classify.windows import Windowed
+from ..models.half import MAX_WIDENED
 from ..training.recompute import RecomputedForward, all_blocks, block_stacks
 from ..tuning import METHODS as TUNING, tune
 from ..tuning.prompt import new_word_ids
@@ -104,8 +105,8 @@ def state_bytes(backbone, method, trained, total, dtype="fp32"):
                 if isinstance(m, (nn.Linear, nn.Embedding)) and not m.weight.requires_grad
                 and name not in in_4_bits}
         weights -= 2 * sum(m.weight.numel() for m in half.values())
-        weights += 4 * max((m.weight.numel() for m in half.values() if isinstance(m, nn.Linear)),
-                           default=0)                                   # one of them, widened
+        linear = [m.weight.numel() for m in half.values() if isinstance(m, nn.Linear)]
+        weights += 4 * min(MAX_WIDENED, max(linear, default=0))         # one of them, widened
     return weights + 8 * trained
 
 

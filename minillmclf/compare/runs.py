@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..classify.baseline import BagOfWords, class_frequencies
 from ..classify.classifier import Classifier
-from ..cli.device import move
+from ..cli.device import check_device
 from ..cli.parser import StopSignal, run
 from ..cli.rows import load_dataset, write_predictions
 from ..cli.settings import read_settings
@@ -205,7 +205,7 @@ def main(arguments=None):
     folder, = map(Path, arguments or sys.argv[1:])
     s = read_settings({}, folder / "run.json")
     data = load_dataset(s)
-    model = move(Classifier.load(folder), s.device)
+    model = Classifier.load(folder, device=check_device(s.device))
     print(milliseconds_per_text(model.predict, [e.texts for e in data.test or data.dev]))
     return 0
 

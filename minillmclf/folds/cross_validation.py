@@ -14,7 +14,7 @@ from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
 from ..cli import training_run
 from ..cli.checks import refuse_multi_label
-from ..cli.device import move
+from ..cli.device import check_device
 from ..cli.outputs import check_out_folder, check_out_file
 from ..cli.rows import draw_rows
 from ..cli.run_folder import RunFolder, compare_with_run
@@ -197,7 +197,7 @@ def fold_logits(s, folder, name, texts):
             cached = file.get_tensor("scores").double() if same else torch.empty(0)
         if cached.shape[:1] == (len(texts),) and cached.dim() == 2 and cached.isfinite().all():
             return cached
-    model = move(Classifier.load(folder), s.device)
+    model = Classifier.load(folder, device=check_device(s.device))
     logits = parallel.shared_logits(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
     if parallel.is_main_process():
         write_tensors(path, {"scores": logits}, key)

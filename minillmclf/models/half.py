@@ -7,31 +7,50 @@ For answering, a whole backbone may be bf16. Such a backbone is faster on a GPU 
 AMX or AVX512-BF16. Products are of bf16 numbers; torch adds them up in fp32. Hidden states leave it
 in fp32, so that heads, softmax and losses are as before.
 """
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
+MAX_WIDENED = 2**22      # numbers of a matrix that lie in fp32 at a time, 16 MB
+
+
 # ---------------------------------------------------------------------------- matrices in bf16
+
+def row_blocks(W):
+    """W (out, in) -> slices of its rows, each of at most MAX_WIDENED numbers, or of one row."""
+    step = max(1, MAX_WIDENED // W.shape[1])
+    return [slice(first, first + step) for first in range(0, len(W), step)]
+
 
 class WidenedProduct(torch.autograd.Function):
     """x W^T + b for a frozen W of fewer bits than x, with gradients for x and b.
 
-    The forward and the backward pass each widen W and drop it: a product by autograd would keep
-    the widened matrix of every layer until the backward pass.
+    The forward and the backward pass each widen W, a block of rows at a time, and drop it: a
+    product by autograd would keep the widened matrix of every layer until the backward pass. Most
+    matrices are one block; word embeddings that give logits are many.
     """
 
     @staticmethod
     def forward(ctx, x, W, bias):
         ctx.save_for_backward(W)
-        return F.linear(x, W.to(x.dtype), bias)                                        # (..., out)
+        blocks = row_blocks(W)
+        if len(blocks) == 1:
+            return F.linear(x, W.to(x.dtype), bias)                                    # (..., out)
+        y = x.new_empty(*x.shape[:-1], len(W))                                         # (..., out)
+        for rows in blocks:
+            y[..., rows] = F.linear(x, W[rows].to(x.dtype), None if bias is None else bias[rows])
+        return y
 
     @staticmethod
     def backward(ctx, grad):
         """grad (..., out) -> of x (..., in), None of W, of the bias (out,); None if not needed."""
         (W,), grad_x, grad_bias = ctx.saved_tensors, None, None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ W.to(grad.dtype)                                            # (..., in)
+            parts = (grad[..., rows] @ W[rows].to(grad.dtype) for rows in row_blocks(W))
+            grad_x = functools.reduce(torch.Tensor.add_, parts)                         # (..., in)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)                            # (out,)
         return grad_x, None, grad_bias
@@ -40,8 +59,9 @@ class WidenedProduct(torch.autograd.Function):
 def product(x, W, bias=None):
     """x W^T + b, x: (..., in), W: (out, in), bias: (out,) or None -> (..., out).
 
-    Where W is bf16 and x is fp32, W is widened for this product: the result equals, to the bit,
-    that of an fp32 matrix with the same numbers. Under autocast both take autocast's dtype.
+    Where W is bf16 and x is fp32, W is widened for this product: the result equals that of an fp32
+    matrix with the same numbers, to the bit if W has at most MAX_WIDENED, else but for the order of
+    sums. Under autocast both take autocast's dtype.
     """
     is_wider = W.dtype == torch.bfloat16 and x.dtype != torch.bfloat16
     if not is_wider or torch.is_autocast_enabled(x.device.type):

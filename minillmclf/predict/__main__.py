@@ -128,7 +128,7 @@ def main(arguments=None):
         stream.check_answer_files(a.out, a.overwrite, sources)       # before the model is loaded
     from ..classify.classifier import Classifier                     # torch takes seconds
     from ..classify.preference import set_swap
-    model = Classifier.load(folder, a.base)
+    model = Classifier.load(folder, a.base, device.check_device(a.device))
     set_swap(model, a.swap)
     chosen, reading = text_columns(model, a.text_column), reading_options(model, a)
     columns = AnswerColumns(model.labels, a.format == "csv", a.show_cut)
@@ -140,7 +140,7 @@ def main(arguments=None):
         columns.choose_names(range(len(texts[0][0]) if texts else 1))
         return iter([(texts, None)]) if texts else read_lines(sys.stdin)
     first, read = peek(a, read)
-    precision = device.place(model, a.device, a.precision, first)
+    precision = device.set_precision(model, a.precision, first)
     if a.out:
         base = [find_model(model.base)] if model.base else []
         sources += [("the base of --model", path) for path in base]

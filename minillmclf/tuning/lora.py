@@ -81,7 +81,7 @@ class LoraLinear(nn.Module):
         """(..., in) -> (..., out)."""
         y = self.base(x)
         x = F.dropout(x.to(self.A.dtype), self.config.dropout, self.training)
-        return y + self.apply_update(x).to(y.dtype)
+        return y.add_(self.apply_update(x).to(y.dtype))         # in place: no third (..., out)
 
     def apply_update(self, x):
         """s B A x, (..., in) -> (..., r) -> (..., out)."""
