@@ -106,7 +106,7 @@ def finished_record(s, out, data, overwrite=False):
         return None
     differ, record = compare_with_run(s, out, data)
     is_alone = not any((out / name).exists() for name in RUN_FILES if name != "run.json")
-    if is_alone and not record.get("finished"):        # it was refused, or ended in its first steps
+    if is_alone and record.get("finished") is False:   # it was refused, or ended in its first steps
         return None
     if differ:
         raise InputError(f"{out}: holds a run with another {', '.join(differ)}: choose another "

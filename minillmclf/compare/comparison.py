@@ -4,6 +4,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.device import check_device, device_kind, device_of
@@ -63,7 +65,6 @@ def compare(a, overwrite):
 def usable_device(name):
     """As check_device. But a CUDA device that may be there is left to the runs: to look for it here
     would take some of its memory as long as this process runs."""
-    import torch
     device = device_of(name)
     is_cuda = device_kind(name) == "cuda" and torch.cuda.is_available()
     return device if is_cuda else check_device(name)
