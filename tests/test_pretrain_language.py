@@ -367,7 +367,8 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
     pretrain.main(command)
     log = [json.loads(line) for line in (more / "pretrain.jsonl").read_text().splitlines()]
     for name in ("vectors", "held_out", "held_out_text"):
-        assert log[-1][name] < (0.8 if name == "vectors" else 1) * log[0][name], log
+        assert log[-1][name] < log[0][name], log
+    assert log[-1]["vectors"] < 0.07, "0.02 if they are learned; with a weight of 0, 0.2 and 0.9"
     assert {tuple(line) for line in log} == {
         ("step", "answers", "text", "vectors", "held_out", "held_out_text")}
     a = pretrain.parse([*command, "--vector-weight", "0.25"])
