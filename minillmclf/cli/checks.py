@@ -87,10 +87,9 @@ CONTRADICTIONS = (       # (is it one?, the error)
 
 
 def check(s, given=()):
-    """Raise InputError for a value that is wrong, or that nothing reads. -> s
+    """InputError for a wrong value, for two that contradict each other, or for an unused one. -> s
 
-    s: Settings; given: names that the user set: one that nothing reads is refused even at its
-    default.
+    s: Settings; given: names that the user set. If they are unused, even their default is refused.
     """
     for f in fields(s):
         refuse_unknown(flag(f.name), getattr(s, f.name), f.metadata["choices"])

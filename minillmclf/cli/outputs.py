@@ -15,8 +15,8 @@ except ImportError:                                    # Windows
 def check_out_path(out, inputs):
     """What check_out_file and check_out_folder share -> (Path, does it exist?).
 
-    inputs: list of (option, path or None) that the command reads. InputError where `out` is one of
-    these, lies in one, or is a folder with one of these files; and for an impossible name.
+    inputs: list of (option, path or None) that the command reads. InputError if `out` is one of
+    these, is inside one, or is the folder that holds one of these files; or is no name of a file.
     """
     path = Path(out)
     try:
@@ -100,7 +100,7 @@ def lock_handle(handle, name):
 
 @contextmanager
 def lock_folder(folder):
-    """with lock_folder(folder): ...   No other process writes to this folder meanwhile.
+    """with lock_folder(folder): ...   Another command that would write there is refused meanwhile.
 
     The lock is on the folder itself and ends with the process, even if that is killed. A new folder
     that stays empty is removed.

@@ -1,6 +1,7 @@
 """A run of training: from the rows to a saved classifier. train and fine_tune begin it.
 
-train_unless_finished is all of it; train_run trains, evaluate_and_save tests and writes.
+train_run is all of it: fit_with_progress trains, evaluate_and_save tests and writes.
+train_unless_finished first looks for a finished run.
 """
 import json
 import random
@@ -49,8 +50,8 @@ def say_nothing(line):
 
 
 def fit_with_progress(s, model, data, folder, say, on_epoch=None):
-    """Train, with a progress bar -> what loop.fit returns (None if stopped), and `timing_of` the
-    steps. s: cli.settings.Settings; data: text.data.Dataset; say: a function that prints a line."""
+    """Train, with a progress bar -> what loop.fit returns (None if stopped), and the dict of
+    `timing_of`. s: cli.settings.Settings; data: text.data.Dataset; say: prints a line."""
     rows = model.task.training_examples(data.train)
     train, dev = encode_split(model, rows, training=True)[0], encode_split(model, data.dev)[0]
     count = min(len(rows), TRAIN_SAMPLE_ROWS)
@@ -76,7 +77,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
         step, store = step_and_store(s, model, train.targets, folder, stop, say_above)
         hooks = loop.Hooks(after_step, on_epoch=after_epoch)
         if fit_head := probe_fitter(s, model, train):
-            if s.objective == "contrastive":               # the head's own loss is not learned
+            if s.objective == "contrastive":               # its loss trains no head
                 hooks.before_dev = fit_head
             else:
                 fit_head()
@@ -88,7 +89,8 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
 
 
 def timing_of(s, model, train, bar, seconds):
-    """-> "timing" of run.json. seconds: how long the steps took that this process's bar showed."""
+    """-> "timing" of run.json. seconds: of the steps of this process, without those of a stopped
+    run before it."""
     seconds = max(seconds, 1e-6)                           # a coarse clock may measure 0
     all_steps = chain.from_iterable(plan_epochs(model, train, s))      # a step is a list of rows
     steps = list(islice(all_steps, bar.steps_before, bar.last_step))
@@ -160,8 +162,8 @@ def show_record(record, data, folder, say=print):
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """A run from the data to the saved model -> its record (run.json), None if it was stopped.
 
-    overwrite: replace a run in the folder, once this one is finished; say: called with each line
-    of output; on_epoch: called after each epoch with a dict, a line of metrics.jsonl.
+    overwrite: an earlier run in the folder may be replaced, once this one is finished; say: called
+    with each line of output; on_epoch: with a dict, a line of metrics.jsonl, after each epoch.
     """
     run_files = run_folder.RunFolder(folder)
     place = run_folder.training_folder(s, folder, data, overwrite)     # `folder`, or one inside it
@@ -192,8 +194,8 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
 
 
 def train_unless_finished(s, data, folder, overwrite=False, say=print, on_epoch=None):
-    """The record of the run that is finished in the folder, else that of `train_run`. No other
-    process can use the folder meanwhile."""
+    """The record of the run that is finished in the folder, else that of `train_run`. The folder
+    is locked meanwhile."""
     with run_folder.RunFolder(folder).lock():
         if finished := finished_record(s, folder, data, overwrite):
             say(f"{folder}: this run is finished already (--overwrite starts it anew)")

@@ -66,8 +66,8 @@ def cost_figure(table, by="train_seconds"):
 
     table: as for `learning_curve_figure`; by: a key of COSTS. The axis is logarithmic, so rows
     without a cost above 0 (a baseline trains no parameters) are named below the picture. Filled
-    points are the Pareto front, and a line joins them. The names stand beside the picture: sixteen
-    names among the points would hide these.
+    points are the Pareto front, and a line joins them. The names stand beside the picture: among
+    the points, many names would hide the points.
     """
     several_sizes = len({row["size"] for row in table}) > 1
     shown, free = [], []

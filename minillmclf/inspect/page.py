@@ -18,7 +18,7 @@ from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning.quant_files import open_checkpoint
 from ..tuning.saved import base_of
 
-METHOD_LENGTH = 128         # tokens of the text by which the methods' memory is measured
+METHOD_LENGTH = 128         # the methods' memory is measured on a text of so many tokens
 SWITCH_LENGTH = 512         # and the switches' memory, unless --max-length is given
 SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 
@@ -121,9 +121,9 @@ def memory_lines(backbone, head, dtype):
     how = "fp32" if dtype == "fp32" else "fp32, frozen matrices in bf16,"
     lines = [f"  to load: {size_text(4 * total)} in fp32, {size_text(2 * total)} in bf16 or fp16",
              f"  to train in {how} with AdamW, a step takes weights and moments and the larger of "
-             "gradients and tokens (with --micro-batch-size both):",
+             "gradients and activations (with --micro-batch-size both):",
              f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} "
-             f"{'gradients':>10} {'1,000 tokens of a batch':>24}"]
+             f"{'gradients':>10} {'activations/1,000 tokens':>24}"]
     for method in MEASURED_METHODS:
         start = f"    --method {method:18}"
         try:
@@ -204,4 +204,3 @@ def print_page(a):
           else tokenizer_line(tokenizer, backbone.config["vocab_size"]))
     print(machine_line())
     return 0
-

@@ -46,7 +46,7 @@ class WidenedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        """grad (..., out) -> of x (..., in), None of W, of the bias (out,); None if not needed."""
+        """grad (..., out) -> gradients of x (..., in), of W (None), of the bias (out,)."""
         (W,), grad_x, grad_bias = ctx.saved_tensors, None, None
         if ctx.needs_input_grad[0]:
             parts = (grad[..., rows] @ W[rows].to(grad.dtype) for rows in row_blocks(W))
@@ -60,11 +60,11 @@ def product(x, W, bias=None):
     """x W^T + b, x: (..., in), W: (out, in), bias: (out,) or None -> (..., out).
 
     Where W is bf16 and x is fp32, W is widened for this product: the result equals that of an fp32
-    matrix with the same numbers, to the bit if W has at most MAX_WIDENED, else but for the order of
-    sums. Under autocast both take autocast's dtype.
+    matrix with the same numbers: to the bit for up to MAX_WIDENED of them, else up to rounding.
+    Under autocast both take autocast's dtype.
     """
-    is_wider = W.dtype == torch.bfloat16 and x.dtype != torch.bfloat16
-    if not is_wider or torch.is_autocast_enabled(x.device.type):
+    is_widened = W.dtype == torch.bfloat16 and x.dtype != torch.bfloat16
+    if not is_widened or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, W, bias)
     return WidenedProduct.apply(x, W, bias)
 
@@ -101,8 +101,8 @@ class HalfEmbedding(nn.Embedding):
 # ---------------------------------------------------------------------------- a whole backbone
 
 def convert_to_bf16(backbone):
-    """Convert the weights of a models.Backbone, in place. What `states`, `forward` and `logits`
-    return stays fp32."""
+    """Convert a models.Backbone to bf16, in place. `finish` and `logits` are wrapped, so that
+    `states`, `forward` and `logits` still return fp32."""
     backbone.to(torch.bfloat16)
     for module in backbone.modules():
         if isinstance(module, HalfEmbedding):

@@ -31,7 +31,7 @@ FORMATS = {     # suffix -> the keys that a file of this kind has for alternativ
 
 
 def load_matplotlib():
-    """-> the module matplotlib with the parts that are used here, imported when they are needed."""
+    """Import matplotlib, with the parts that the pictures need, when one is drawn -> the module."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.colors

@@ -1,7 +1,7 @@
 """A cell of a table: a text, the name of a class, or the names of several classes.
 
-Here: what such a cell may hold, and the order of names. Not here: which column is which (data.py).
-Each InputError begins with `where`, the place of the cell.
+Here: what such a cell may hold, and the order of names. Not here: which column is which
+(examples.py). Each InputError begins with `where`, the place of the cell.
 """
 import json
 import math

@@ -43,7 +43,7 @@ class Dataset:
 
 def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_label=False,
               quoting="auto") -> Dataset:
-    """Read labelled data with its splits; columns as for `read_examples`.
+    """Read labelled data with its splits; columns as for examples.read_examples.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (`hold_out`); a
     folder with train.* and perhaps dev.* and test.* (or other names in splits.py); a bundled name;

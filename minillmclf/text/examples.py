@@ -23,7 +23,7 @@ class Example:
     """One row of a file."""
     texts: tuple[str, ...]        # one text, or several that are judged together
     label: str | None             # as `label_name` or `label_set` makes it, or None
-    row: int                      # the line where it starts, 1-based, the header being line 1
+    row: int                      # its first line in the file, from 1, where a CSV has its header
 
 
 def read_examples(path, text_columns=None, label_column=None, need_labels=True, multi_label=False,
@@ -32,8 +32,8 @@ def read_examples(path, text_columns=None, label_column=None, need_labels=True, 
 
     text_columns: "a,b" or a sequence of names; default: the first of DEFAULT_COLUMNS of which the
     file has a column. label_column: by default `label`, else `winner`. need_labels=False: a label
-    that is missing or cannot be read becomes None. multi_label: as in `load_data`; quoting: as in
-    table_files.py. Raises InputError.
+    that is missing or cannot be read becomes None. multi_label: as in data.load_data; quoting: as
+    in table_files.py. Raises InputError.
     """
     table = path if isinstance(path, Table) else read_table(Path(path), quoting)
     label_column = label_column or default_label_column(table)
@@ -64,7 +64,7 @@ def default_label_column(table: Table) -> str:
 
 
 def text_column_names(count: int) -> list[str]:
-    """Column names for the texts of a row in files written here: text, or text_a, text_b, ..."""
+    """Column names for the texts of a row in a file that we write: text, or text_a, text_b, ..."""
     letters = "abcdefghijklmnopqrstuvwxyz"[:count]
     return ["text"] if count == 1 else [f"text_{letter}" for letter in letters]
 
@@ -121,7 +121,7 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
 
 
 def make_examples(table: Table, text_columns, label_column, need_labels=True, multi_label=False):
-    """Arguments as of `read_examples` -> the text columns, a list of Examples."""
+    """As read_examples, of a Table -> the text columns, a list of Examples."""
     columns = choose_columns(table, text_columns, label_column, need_labels)
     names = split_names(label_column)
     if len(names) > 1 and not multi_label:

@@ -2,7 +2,7 @@
 
 Files are in UTF-8; CSV and TSV are quoted by RFC 4180; JSONL has one JSON object per line
 (jsonlines.org). A row that cannot be read is an error that names its line; no row is ever dropped.
-Not here: what the columns mean (data.py).
+Not here: what the columns mean (examples.py).
 
 Bytes become lines (`decode_lines`), lines become rows (`TableReader`), and rows become a `Table`
 (`read_chunks`; `read_table` for the whole file). `quoting` is one of

@@ -1,4 +1,4 @@
-"""The base that an adapter was trained on: where it is, and has it changed since?"""
+"""The model that a run started from: where it is, and has it changed since?"""
 import hashlib
 import json
 import os
@@ -39,7 +39,7 @@ def fingerprint(folder):
 def changed_files(folder, saved):
     """The names of a base's files that have changed since `saved`, the hashes at that time.
 
-    saved: of `hash_files`; of earlier versions one hash, of config.json and both ends of weights.
+    saved: from `hash_files`; in old runs one hash, of config.json and both ends of weight files.
     """
     if isinstance(saved, dict):
         now = hash_files(folder)
@@ -55,8 +55,9 @@ def changed_files(folder, saved):
 
 
 def base_record(base, folder):
-    """How tuned.json names its base: a shipped one by its name; one near the run by a path relative
-    to it, so that both may be moved together; any other by its full path."""
+    """How tuned.json names its base: a shipped one by its name; one in the folder two levels above
+    the run by a path relative to the run, so that both may be moved together; others by the full
+    path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
     folder = Path(*(part for part in folder.parts if part != NEW_RUN))   # where it will be moved
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
