@@ -33,6 +33,8 @@ def test_the_script_runs_without_a_gpu_and_says_what_that_proves(gpu, tmp_path, 
         done = forked(command[2].partition(".")[2], command[3:])
         return SimpleNamespace(**dict(zip(("returncode", "stdout", "stderr"), done)))
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": run}))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):     # as in the forks: the same sums
+        monkeypatch.setenv(name, "1")
     result = gpu.main([
         "--tiny", "--device", "cpu", "--parts", "job", "resume", "packed", "--out", str(tmp_path)])
     lines = [line for found in result["parts"].values() for line in found]

@@ -282,12 +282,13 @@ def test_a_run_that_nobody_reads_is_finished(place, tmp_path, redirect):
 
 # ---------------------------------------------------------------- signals
 
-def test_a_closed_terminal_saves_unless_nohup(monkeypatch):
-    with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.asked
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_a_closed_terminal_saves_unless_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)        # the tests may run under nohup
     try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.asked
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with StopSignal() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop.asked
