@@ -200,6 +200,8 @@ def test_a_folder_with_an_adapter_names_its_base_and_four_bits_are_accounted_for
             and "dropped on purpose; 0 parameters" in out), out
     assert re.search(r"query.weight +\d+ x 1 U8 +x 2 +-> backbone.layers.{}.q_proj.weight",
                      out), out
+    plain, learn = report(capsys, base), r"--method (lora|dora|qlora|houlsby|prompt) +([\d,]+) "
+    assert len(re.findall(learn, out)) == 5 and re.findall(learn, out) == re.findall(learn, plain)
 
 
 def test_mistakes_are_one_line(tmp_path, call):

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from ..classify.windows import Windowed
 from ..models.half import MAX_WIDENED
 from ..training.recompute import RecomputedForward, all_blocks, block_stacks
-from ..tuning import METHODS as TUNING, tune
+from ..tuning import LORA_METHODS, METHODS as TUNING, lora, tune
 from ..tuning.prompt import new_word_ids
 from ..tuning.quant import HEAD_PATHS, bits_per_parameter
 from .build import tuning_config
@@ -78,7 +78,10 @@ def tuned_classifier(backbone, head, method, length):
     try:
         yield model.train(), trained, total
     finally:
-        if config["method"] in TUNING:
+        if config["method"] in LORA_METHODS:    # not merged, which a base in four bits would refuse
+            for path, layer in lora.find_wrapped(model).items():
+                model.set_submodule(path, layer.base)
+        elif config["method"] in TUNING:
             TUNING[config["method"]].detach(model)
         backbone.lm_head = lm_head
         for module, training in modes.items():
