@@ -91,16 +91,17 @@ class Classifier(nn.Module):
         on? Some tasks encode a row differently for prediction."""
         return self.task.encode_row(self.head, self.tokenizer, texts, self.max_length, training)
 
-    def encode(self, texts, training=False):
+    def encode(self, texts, training=False, lines=None):
         """A list of rows, each a string or a tuple of texts -> (rows of token ids, how many were
-        cut to max_length). training: as for `encode_row`."""
+        cut to max_length). training: as for `encode_row`; lines: of a file, named in errors."""
         encoded, shortened = [], 0
         names = self.reading["text_column"] if self.reading else ()
-        for number, row in enumerate(as_rows(texts, names, self.head.max_texts), 1):
+        for number, row in enumerate(as_rows(texts, names, self.head.max_texts)):
             try:
                 row, cut = self.encode_row(row, training)
             except InputError as error:
-                raise InputError(f"text {number}: {error}") from None
+                place = f"line {lines[number]}" if lines else f"text {number + 1}"
+                raise InputError(f"{place}: {error}") from None
             encoded.append(row)
             shortened += cut
         return encoded, shortened

@@ -1,7 +1,6 @@
 """The rows of a run: read them, let the data doctor look, encode them, write predictions.csv."""
 import math
 import random
-import re
 
 from ..errors import InputError
 from ..files import short, write_text
@@ -91,14 +90,7 @@ def encode_split(model, examples, training=False):
 
 def encode_examples(model, examples, training=False):
     """As Classifier.encode of the texts of Examples; an InputError names the line in the file."""
-    try:
-        return model.encode([e.texts for e in examples], training)
-    except InputError as error:
-        number = re.match(r"text (\d+)", str(error))           # from 1, in `examples`
-        if number is None:
-            raise
-        line = f"line {examples[int(number[1]) - 1].row}"
-        raise InputError(line + str(error).removeprefix(number[0])) from None
+    return model.encode([e.texts for e in examples], training, [e.row for e in examples])
 
 
 def reading_of(s, data):
