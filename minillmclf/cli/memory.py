@@ -143,7 +143,7 @@ def saved_activation_bytes(model, length, rows=1, precision="fp32"):
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()          # a tensor saved by its own operation would never be freed
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        logits = dummy_logits(model, length, rows, precision)     # noqa: F841  keeps the graph alive
+        logits = dummy_logits(model, length, rows, precision)  # noqa: F841  the graph lives
     return sum(saved.values())
 
 
