@@ -45,9 +45,9 @@ class PromptedEncode:
     def __init__(self, encode, words):
         self.encode, self.words = encode, words
 
-    def __call__(self, texts, training=False):
-        """As Classifier.encode -> (rows, how many were cut)."""
-        rows, shortened = self.encode(texts, training)
+    def __call__(self, *args, **named):
+        """Arguments and result as of Classifier.encode: (rows, how many were cut)."""
+        rows, shortened = self.encode(*args, **named)
         return list(map(self.add_words, rows)), shortened
 
     def add_words(self, row):
