@@ -202,6 +202,15 @@ def test_a_folder_with_an_adapter_names_its_base_and_four_bits_are_accounted_for
                      out), out
     plain, learn = report(capsys, base), r"--method (lora|dora|qlora|houlsby|prompt) +([\d,]+) "
     assert len(re.findall(learn, out)) == 5 and re.findall(learn, out) == re.findall(learn, plain)
+    Classifier.from_backbone(base, ["a", "b"]).save(tmp_path / "plain")
+    plain = report(capsys, tmp_path / "plain")
+    count = r"\n([\d,]+) parameters(?:, ([\d,]+) of them in four bits)?\n"
+    assert re.search(count, out)[1] == re.search(count, plain)[1]
+    assert re.search(count, out)[2] and not re.search(count, plain)[2]
+    needed = r"--method qlora +[\d,]+ +([\d.]+ [kM]?B)"
+    assert re.search(needed, out)[1] == re.search(needed, plain)[1], "counted once, in four bits"
+    assert "--method full               matrices in four bits cannot learn" in out
+    assert "a step of --method qlora" in out and "a step of --method full" in plain
 
 
 def test_mistakes_are_one_line(tmp_path, call):

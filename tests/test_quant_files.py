@@ -15,13 +15,14 @@ from test_families import CONFIGS, LABELS, TEXTS, spread, their_scores
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
-from minillmclf.models import initialise_weights, model_class, save_backbone
+from minillmclf.models import initialise_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import set_trainable, lora, tune
 from minillmclf.tuning.peft import write_adapter
 from minillmclf.tuning.quant import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
+from minillmclf.tuning.selection import four_bit_sizes
 
 WIDE = dict(hidden_size=64, dim=64, hidden_dim=128, intermediate_size=128, head_dim=16, n_embd=64,
             d_model=64, d_kv=16, d_ff=128)  # bitsandbytes' kernels want such widths
@@ -59,6 +60,31 @@ def test_a_four_bit_classifier_comes_back_from_disk(name, folders, tmp_path):  #
     body.save(tmp_path / "tuned")
     assert torch.equal(scores(Classifier.load(tmp_path / "tuned")), scores(body)), (
         "QLoRA on a base that has four bits on disk")
+
+
+@pytest.mark.parametrize("method", ["full", "last-1", "last-2"])
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_what_is_in_four_bits_is_not_said_to_learn(name, method, folders):  # noqa: F811
+    model = four_bit(folders[name])
+    with pytest.raises(InputError, match=f"four bits .* --method {method} .* --method qlora"):
+        tune(model, {"method": method})
+    assert model.tuning is None, "refused before anything has changed"
+    tune(Classifier.from_backbone(folders[name], LABELS), {"method": method})
+
+
+def test_the_numbers_in_four_bits_are_counted(folders):  # noqa: F811
+    plain, small = Classifier.from_backbone(folders["llama"], LABELS), four_bit(folders["llama"])
+    sizes, layers = four_bit_sizes(small), dict(plain.named_modules())
+    assert sizes == {path: layers[path].weight.numel() for path in sizes}
+    assert len(sizes) == sum(isinstance(m, Linear4bit) for m in small.modules()) > 0
+    assert not four_bit_sizes(plain)
+    assert set_trainable(small, "head") == set_trainable(plain, "head")
+
+
+def test_a_body_alone_is_not_read_from_four_bits(folders, tmp_path):  # noqa: F811
+    four_bit(folders["llama"]).save(tmp_path)
+    with pytest.raises(InputError, match="quantization_config: .* take the model that"):
+        load_backbone(tmp_path)
 
 
 def wide(name, folder):

@@ -118,11 +118,11 @@ def first_fitting_model(facts):
         why.append("how much memory is free is not known here")
         return models[0], {"model": models[0]["name"], "method": "full"}, why
     for model in models:
-        fitting = {method["method"] for method in model["methods"] if method.get("fits")}
+        known = {method["method"]: method for method in model["methods"]}
         for method in ("full", "lora", "qlora"):
-            if method in fitting:
+            if known[method].get("fits"):
                 why.append("training in full fits" if method == "full" else
-                           f"{method} fits, full does not")
+                           f"{method} fits, {known['full'].get('reason', 'full does not')}")
                 return model, {"model": model["name"], "method": method}, why
     why.append("nothing fits as it is: this takes least")
     return models[0], {"model": models[0]["name"], "method": "qlora", "micro_batch_size": 1,

@@ -8,7 +8,6 @@ from ..classify.classifier import Classifier
 from ..classify.swap import is_preference
 from ..errors import InputError, is_exercise
 from ..files import CHECKPOINTS, find_model
-from ..models import load_backbone
 from ..text.doctor import SPLITS, percentile, unknown_share
 from ..cli.device import memory_of
 from ..cli.fits import USABLE
@@ -55,7 +54,8 @@ def model_facts(name, data, s, machine):
     free = machine["memory"]["free"]
     backbone, head, loaded = empty.backbone, empty.head, free is None or weights <= free
     if loaded:
-        backbone, head = load_backbone(folder), head.to_empty(device="cpu")
+        filled = Classifier.from_backbone(folder, data.labels)
+        backbone, head = filled.backbone, filled.head
     limit, p95 = empty.max_length, percentile(lengths, 95)
     facts = {"name": str(name), "kind": backbone.KIND, "median": percentile(lengths, 50),
              "p95": p95, "limit": limit, "over": sum(n > limit for n in lengths) / len(lengths),

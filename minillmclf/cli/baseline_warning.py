@@ -1,6 +1,7 @@
 """A warning about a finished run that is no better than its baselines, with what to try next."""
 from ..training.metrics import improvement
 from ..training.rates import default_lr
+from ..tuning.quant_files import has_four_bits
 from .settings import Settings
 
 CONSTANT = ("majority class", "class frequencies")     # baselines that do not read the text
@@ -29,7 +30,7 @@ def baseline_warning(record):
                         f"the usual is {usual:g})"),
         (s.lr != usual, f"--lr {usual:g}, the usual one of {why}"),
         (record["best_epoch"] >= s.epochs, f"--epochs {2 * s.epochs}, for the last was the best"),
-        (s.method != "full", "--method full"),
+        (s.method != "full" and not has_four_bits(s.model), "--method full"),
         (True, "another --model (python -m minillmclf.choose looks at the data)")]
     numbers = ", ".join(f"{name} {results[name][metric]:.3f}" for name in lost)
     score = f"{record['split']} {metric.replace('_', ' ')} {results[own][metric]:.3f}"

@@ -8,6 +8,7 @@ import torch
 
 from ..classify.classifier import Classifier
 from ..errors import InputError
+from ..tuning import LORA_METHODS
 from ..tuning.quant_files import open_checkpoint
 from .build import classifier_options
 from .device import check_device, device_text, memory_of
@@ -41,8 +42,11 @@ def least_bytes(s, labels, fields):
     """The bytes that a training step of these settings takes at least: weights, gradients and
     moments, without activations. No weights are read. None where they cannot be counted."""
     try:
-        model = Classifier.empty(open_checkpoint(s.model), labels, **classifier_options(s, fields))
-        trained, state, _ = training_memory(model.backbone, model.head, s.method,
+        checkpoint, method = open_checkpoint(s.model), s.method
+        if method in LORA_METHODS and hasattr(checkpoint, "packed"):
+            method = "qlora"                           # the file is in four bits already
+        model = Classifier.empty(checkpoint, labels, **classifier_options(s, fields))
+        trained, state, _ = training_memory(model.backbone, model.head, method,
                                             model.max_length, s.dtype)
     except (InputError, NotImplementedError):          # said elsewhere; prefix runs the model
         return None

@@ -33,6 +33,7 @@ from ..training.recompute import RecomputedForward, all_blocks, block_stacks
 from ..tuning import LORA_METHODS, METHODS as TUNING, lora, tune
 from ..tuning.prompt import new_word_ids
 from ..tuning.quant import HEAD_PATHS, bits_per_parameter
+from ..tuning.selection import four_bit_sizes
 from .build import tuning_config
 from .settings import Settings
 
@@ -74,14 +75,16 @@ def tuned_classifier(backbone, head, method, length):
         backbone.lm_head = None
     model.config, model.max_length = backbone.source_config, length
     config = tuning_config(Settings(method="lora" if method == "qlora" else method))
-    trained, total = tune(model, config)
+    tuned = False
     try:
+        trained, total = tune(model, config)
+        tuned = True
         yield model.train(), trained, total
     finally:
         if config["method"] in LORA_METHODS:    # not merged, which a base in four bits would refuse
             for path, layer in lora.find_wrapped(model).items():
                 model.set_submodule(path, layer.base)
-        elif config["method"] in TUNING:
+        elif tuned and config["method"] in TUNING:
             TUNING[config["method"]].detach(model)
         backbone.lm_head = lm_head
         for module, training in modes.items():
@@ -96,13 +99,13 @@ def is_classification_head(head):
 def state_bytes(backbone, method, trained, total, dtype="fp32"):
     """Bytes of the weights in fp32 (qlora: linear layers in 4 bits; dtype "bf16": matrices that
     stay frozen) and of AdamW's two moments. backbone: as in `tuned_classifier`."""
-    weights, in_4_bits = 4 * total, {}
-    if method == "qlora":
+    weights, in_4_bits = 4 * total, four_bit_sizes(backbone)
+    if method == "qlora" and not in_4_bits:
         in_4_bits = {name: m.weight.numel()
                      for name, m in backbone.named_modules()
                      if isinstance(m, nn.Linear) and not HEAD_PATHS.search(name)
                      and name.rpartition(".")[2] not in backbone.FULL_PRECISION}
-        weights -= round(sum(in_4_bits.values()) * (4 - bits_per_parameter() / 8))
+    weights -= round(sum(in_4_bits.values()) * (4 - bits_per_parameter() / 8))
     if dtype == "bf16":
         half = {name: m for name, m in backbone.named_modules()
                 if isinstance(m, (nn.Linear, nn.Embedding)) and not m.weight.requires_grad

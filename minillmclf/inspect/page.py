@@ -15,8 +15,10 @@ from ..files import find_model
 from ..models import load_backbone
 from ..models.weights import Checkpoint, split_layer_number
 from ..text.tokenizers.tokenizer import load_tokenizer
+from ..tuning.quant import bits_per_parameter
 from ..tuning.quant_files import open_checkpoint
 from ..tuning.saved import base_of
+from ..tuning.selection import four_bit_sizes
 
 METHOD_LENGTH = 128         # the methods' memory is measured on a text of so many tokens
 SWITCH_LENGTH = 512         # and the switches' memory, unless --max-length is given
@@ -106,10 +108,11 @@ def new_head_lines(folder):
 
 def part_sizes(model):
     """-> {part of the model: number of parameters}: embeddings, all blocks, norms, heads."""
-    sizes = Counter()
-    for name, parameter in model.named_parameters():
+    sizes, counts = Counter(), {name: p.numel() for name, p in model.named_parameters()}
+    in_four_bits = {f"{path}.weight": count for path, count in four_bit_sizes(model).items()}
+    for name, count in (counts | in_four_bits).items():
         block = re.match(r"(.*?)\.\d+\.", name)
-        sizes[block.group(1) if block else name.rpartition(".")[0]] += parameter.numel()
+        sizes[block.group(1) if block else name.rpartition(".")[0]] += count
     return sizes
 
 
@@ -119,7 +122,12 @@ def memory_lines(backbone, head, dtype):
     total = sum(parameter.numel() for part in (backbone, head) for parameter in part.parameters())
     length = min(METHOD_LENGTH, backbone.max_tokens or METHOD_LENGTH)
     how = "fp32" if dtype == "fp32" else "fp32, frozen matrices in bf16,"
-    lines = [f"  to load: {size_text(4 * total)} in fp32, {size_text(2 * total)} in bf16 or fp16",
+    in_four_bits = sum(four_bit_sizes(backbone).values())
+    packed, note = round(in_four_bits * bits_per_parameter() / 8), ""
+    if in_four_bits:
+        note = f"; {size_text(packed)} of it in four bits"
+    lines = [f"  to load: {size_text(4 * total + packed)} in fp32, "
+             f"{size_text(2 * total + packed)} in bf16 or fp16{note}",
              f"  to train in {how} with AdamW, a step takes weights and moments and the larger of "
              "gradients and activations (with --micro-batch-size both):",
              f"    {'':27} {'parameters that learn':>21} {'weights, moments':>17} "
@@ -138,6 +146,8 @@ def memory_lines(backbone, head, dtype):
 def switch_lines(backbone, head, a):
     """Memory of a step of --method, and how much of it each switch saves -> lines."""
     given = {key: value for key, value in vars(a).items() if key in vars(Settings())}
+    if "method" not in given and four_bit_sizes(backbone):
+        given["method"] = "qlora"                          # the default would train these matrices
     s = Settings(**{**given, "model": Settings.model}).check()
     longest = backbone.max_tokens or s.max_length or SWITCH_LENGTH
     if s.max_length > longest:
@@ -187,8 +197,10 @@ def print_page(a):
           f"{len(report.loaded)} loaded, {len(report.tied)} tied, {len(report.dropped)} dropped on "
           f"purpose; {len(report.newly_initialised)} parameters not in the file")
     print("\n".join([*tensor_lines(tensors, a.layers), *new_head_lines(folder)]))
-    print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters")
-    print("\n".join(f"  {count:>15,}  {part}" for part, count in part_sizes(model).items()))
+    sizes, in_four_bits = part_sizes(model), sum(four_bit_sizes(model).values())
+    note = f", {in_four_bits:,} of them in four bits" if in_four_bits else ""
+    print(f"\n{sum(sizes.values()):,} parameters{note}")
+    print("\n".join(f"  {count:>15,}  {part}" for part, count in sizes.items()))
     tuned = getattr(model, "tuning", None)
     if model is backbone:
         print("\nmemory, with a classification head of two classes")

@@ -148,6 +148,9 @@ def key_faults(config, fields, fixed, unknown):
             yield f"{short(key)[1:-1]} = {short(value)} (unknown: it may change the maths)"
         elif key in fields and (kind := wrong_kind(key, value, fields[key])):
             yield f"{key} = {short(value)} (should be {kind})"
+        elif key == "quantization_config" and value is not None:
+            yield (f"{key}: the matrices are in four or eight bits, which is not read for this; "
+                   "take the model that they were rounded from")
         elif key in fixed and key not in fields and value != fixed[key]:
             yield f"{key} = {short(value)} (only {fixed[key]!r} is built)"
     for key, default in fields.items():

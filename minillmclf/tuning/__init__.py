@@ -26,7 +26,7 @@ LORA_OPTIONS = ("rank", "alpha", "dropout", "use_rslora", "targets", "bias")
 
 def attach_lora(model, config, seed):
     method = config["method"]
-    if method == "qlora" and not any(hasattr(m, "dequantised") for m in model.modules()):
+    if method == "qlora" and not selection.four_bit_sizes(model):
         raise InputError("--method qlora: this model is not in four bits: build it with quantise, "
                          "on pretrained weights")
     numbers = [config[key] for key in ("rank", "alpha", "dropout", "use_rslora")]
@@ -131,10 +131,9 @@ def set_trainable(model, method, bias="none"):
     trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
-    in_four_bits = sum(module.in_features * module.out_features for module in model.modules()
-                       if hasattr(module, "quantised"))
     return (sum(p.numel() for p in model.parameters() if p.requires_grad),
-            sum(p.numel() for p in model.parameters()) + in_four_bits)
+            sum(p.numel() for p in model.parameters())
+            + sum(selection.four_bit_sizes(model).values()))
 
 
 def tune(model, config, seed=0):
@@ -143,7 +142,11 @@ def tune(model, config, seed=0):
     config: {"method": ..., and the options of its Method}; it becomes `model.tuning`. The seed
     decides new weights. Raises InputError for an unknown method or numbers that do not fit.
     """
-    find_method(config["method"], model).attach(model, config, seed)
+    method = find_method(config["method"], model)
+    if method in (METHODS["full"], METHODS["last-N"]) and selection.four_bit_sizes(model):
+        raise InputError(f"matrices in four bits cannot learn, and --method {config['method']} "
+                         "trains them: take --method qlora, or the base in full precision")
+    method.attach(model, config, seed)
     model.tuning = config
     trainable, total = set_trainable(model, config["method"], config.get("bias", "none"))
     if not trainable:

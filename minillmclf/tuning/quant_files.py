@@ -166,10 +166,14 @@ def check_quantization(settings, where):
                          "from")
 
 
+def has_four_bits(folder):
+    """Does the config.json of a model folder say that its matrices are in four bits?"""
+    return read_model_config(find_model(folder)).get("quantization_config") is not None
+
+
 def open_checkpoint(folder):
     """The Checkpoint of a model folder, with or without 4-bit layers."""
-    quantised = read_model_config(find_model(folder)).get("quantization_config")
-    return Checkpoint(folder) if quantised is None else FourBitCheckpoint(folder)
+    return FourBitCheckpoint(folder) if has_four_bits(folder) else Checkpoint(folder)
 
 
 def fill_from(model, checkpoint, table, fresh=(), device=None, **options):

@@ -28,6 +28,12 @@ def place_beside(base):
     return device, torch.promote_types(dtype, torch.float32)
 
 
+def four_bit_sizes(model):
+    """{path: how many numbers it has} of the matrices of a model that are in four bits."""
+    return {path: layer.in_features * layer.out_features
+            for path, layer in model.named_modules() if hasattr(layer, "quantised")}
+
+
 def find_linears(model):
     """{path: module} of the linear layers, in order; a wrapped one appears as its wrapper."""
     linears = {}

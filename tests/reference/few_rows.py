@@ -85,6 +85,7 @@ def by_setfit(model, train, test, seed, steps=-1):
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
     net = SetFitModel.from_pretrained(str(model))
+    net.model_body.float()            # it keeps the 16 bits of a file, and would train in them
     rows = Dataset.from_dict({
         "text": [t for t, _ in train], "label": [label for _, label in train]})
     trainer = Trainer(net, TrainingArguments(seed=seed, report_to="none", max_steps=steps),
