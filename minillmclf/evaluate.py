@@ -237,9 +237,9 @@ def evaluate_readings(a, model, data, name, seed):
         first = model.head.fit_texts(model.tokenizer, texts[0], model.max_length)[0]
         print(f"{model.head.prompt.display_text(first)}\n\n{a.shots} shots, {shorter} of them "
               "shortened. Above: the first prompt, and where the label goes.\n")
-        encoded, cut = model.encode(texts)
+        encoded, cut = encode_examples(model, rows)
         if dev_rows:
-            dev = model.encode([row.texts for row in dev_rows])[0]
+            dev = encode_examples(model, dev_rows)[0]
     readings = prompting.read_answers(model, encoded, dev, task.targets(dev_rows, name),
                                   not a.neighbours, a.batch_size)
     results = {way: evaluate(logits.softmax(-1).numpy(), targets, data.labels)         # (N, C)

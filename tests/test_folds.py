@@ -439,10 +439,9 @@ class Memory:
         shared = {self.key(e.texts) for e in data.dev} & {self.key(e.texts) for e in data.train}
         assert not shared, f"dev and train share {shared}"
 
-    def ask(self, s, folder, name, texts):
-        rows = [
-            [4.0 if label == self.known[folder].get(self.key(t)) else 0.0 for label in self.labels]
-            for t in texts]
+    def ask(self, s, folder, name, examples):
+        rows = [[4.0 if label == self.known[folder].get(self.key(e.texts)) else 0.0
+                 for label in self.labels] for e in examples]
         return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -556,6 +555,8 @@ def test_the_command_refuses(place, call, tmp_path):
     refused(call, ["bad.csv", "'id'", "sample.csv"], tmp_path, *given("--test", bad))
     write(bad, ("id", "text"), [(0, "rose"), (1, " ")])
     refused(call, ["bad.csv", "line 3", "empty"], tmp_path, *given("--test", bad))
+    write(bad, ("id", "text"), [(i, "rose" if i != 5 else "\x02") for i in range(12)])
+    refused(call, ["line 7", "holds no token"], tmp_path, *given("--test", bad))
     refused(call, ["1 folds"], tmp_path, *given("--folds", 1))
     refused(call, ["'garden'", "12 rows", "13 folds"], tmp_path, *given("--folds", 13))
     refused(call, ["--group", "'author'"], tmp_path, *given("--group", "author"))

@@ -94,6 +94,19 @@ def test_pretraining_does_not_go_on_with_another_text(call, tmp_path):
 
 # ---------------------------------------------------------------- --overwrite
 
+@pytest.mark.parametrize("split, more", [
+    ("train", []), ("dev", []), ("test", []),
+    ("test", ["--windows", "mean", "--max-length", "16"]), ("dev", ["--few-rows", "on"])])
+def test_a_text_without_tokens_is_found_before_training(place, call, tmp_path, split, more):
+    lines = (place / "data.csv").read_text().splitlines()
+    number = next(i for i, line in enumerate(lines) if line.endswith("," + split))
+    lines[number] = f"\x02,{lines[number].split(',', 1)[1]}"
+    (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
+    code, out, err = call(asked(place, tmp_path / "run", *more, data=tmp_path / "data.csv"))
+    assert code == 2 and f"line {number + 1}: " in err and "holds no token" in err, err
+    assert "epoch" not in out, "training began"
+
+
 def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(place, call, tmp_path, monkeypatch):
     out, real = shutil.copytree(place / "finished", tmp_path / "run"), os.replace
     before = contents(out)

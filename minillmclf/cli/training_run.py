@@ -106,12 +106,11 @@ def epoch_line(epoch, metric, names):
             f"{metric} {epoch[f'train_{metric}']:.3f}" + f"  dev {dev}" * bool(dev))
 
 
-def evaluate_and_save(s, model, data, folder, record, progress, timing):
-    """Test the model, save it, compare it with the baselines -> the finished record. record: the
-    run.json so far; progress, timing: what `fit_with_progress` returns."""
+def evaluate_and_save(s, model, data, rows, folder, record):
+    """Test the model, save it, compare it with the baselines -> the finished record. rows: of
+    test, or dev without one, a Split; record: the run.json so far, with timing."""
     split = "test" if data.test else "dev"
     examples = getattr(data, split)
-    rows, _ = encode_split(model, examples)
 
     def logits(encoded):
         return logits_of(s, model, encoded)                                            # (N, C)
@@ -124,15 +123,14 @@ def evaluate_and_save(s, model, data, folder, record, progress, timing):
     gather_weights(model)
     if not writes_files():
         return record                      # of several processes only the main one goes on
-    timing |= {"peak_memory_mb": peak_memory_mb()}
+    record["timing"]["peak_memory_mb"] = peak_memory_mb()
     model.save(folder)                     # before the baselines, which may run out of memory
     check_saved(model, folder, [e.texts for e in examples[:3]])
     write_predictions(folder / "predictions.csv", examples, probabilities, model.labels,
                       model.answers(probabilities))
     results = model.task.baselines(data, quick=s.baselines == "off")
     results[f"{Path(s.model).name}, {s.method}"] = model.task.evaluate(probabilities, rows.targets)
-    record |= {"finished": True, "best_epoch": progress["best"]["epoch"], "split": split,
-               "results": results, **checks, "timing": timing}
+    record |= {"finished": True, "split": split, "results": results, **checks}
     write_json(folder / "run.json", record)
     return record
 
@@ -158,6 +156,20 @@ def show_record(record, data, folder, say=print):
         say(line)
 
 
+def describe(s, model, data, sizes, say):
+    """Print what is known before training -> the doctor's Report of the data, and what check_rows
+    of the task found, for run.json. sizes: numbers of trainable and of all parameters."""
+    report = diagnose_data(model, data)
+    say("\n".join(report.lines()))
+    cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
+    if lines:
+        say("\n" + "\n".join(lines))
+    if model.head.label_options:             # it reads label texts
+        say("\n" + "\n".join(examine_labels(model.tokenizer, model.head, model.labels).lines()))
+    say("\n" + "\n".join(model_lines(s, model, *sizes)))
+    return report, cut
+
+
 @with_device_modes
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """A run from the data to the saved model -> its record (run.json), None if it was stopped.
@@ -169,26 +181,21 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     place = run_folder.training_folder(s, folder, data, overwrite)     # `folder`, or one inside it
     for line in too_large_line(s, data.labels, data.columns):
         say(line)
-    model, trainable, total = build_classifier(s, data.labels, data.columns)
+    model, *sizes = build_classifier(s, data.labels, data.columns)
     model.set_reading(reading_of(s, data))
     prepare_for_training(s, model)
-    report = diagnose_data(model, data)
-    say("\n".join(report.lines()))
-    cut, lines = model.task.check_rows(model, [e.texts for e in data.train + data.dev + data.test])
-    if lines:
-        say("\n" + "\n".join(lines))
-    if model.head.label_options:             # it reads label texts
-        say("\n" + "\n".join(examine_labels(model.tokenizer, model.head, model.labels).lines()))
-    say("\n" + "\n".join(model_lines(s, model, trainable, total)))
+    report, cut = describe(s, model, data, sizes, say)
     record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": library_versions(s.device),
-              "parameters": {"trainable": trainable, "total": total}}
+              "parameters": dict(zip(("trainable", "total"), sizes))}
+    rows, _ = encode_split(model, data.test or data.dev)    # before training: a fault is told now
     run_files.start(place, record, overwrite)
     progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)
     if progress is None:
         return None
-    record = evaluate_and_save(s, model, data, place, record, progress, timing)
+    record |= {"best_epoch": progress["best"]["epoch"], "timing": timing}
+    record = evaluate_and_save(s, model, data, rows, place, record)
     run_files.move_into_place()         # from `place` into the folder
     return record
 

@@ -13,10 +13,11 @@ import torch
 from ..classify.calibrate import fit_temperature
 from ..classify.classifier import Classifier
 from ..cli import training_run
+from ..cli.build import classifier_options
 from ..cli.checks import refuse_multi_label
 from ..cli.device import check_device
 from ..cli.outputs import check_out_folder, check_out_file
-from ..cli.rows import draw_rows
+from ..cli.rows import draw_rows, encode_examples
 from ..cli.run_folder import RunFolder, compare_with_run
 from ..cli.settings import read_settings
 from ..cli.tables import csv_text
@@ -27,6 +28,7 @@ from ..text.cells import natural_order
 from ..text.data import Dataset, find_data
 from ..training.metrics import METRICS, evaluate
 from ..training.parallel import processes as parallel
+from ..tuning.quant_files import open_checkpoint
 from .reading import Source, read_source, read_test
 from .split import choose_dev_rows, assign_folds
 from .submission import SubmissionForm, check_submission, submission_text
@@ -160,16 +162,20 @@ def train_and_predict(plan, place, overwrite):
     folders = [place / Path(s.out).name for s, _ in plan.runs]
     for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
         training_run.finished_record(s, folder, data)             # before any fold is trained
+    if plan.test:                                          # InputError for a text without a token
+        (s, data), *_ = plan.runs
+        options = classifier_options(s, data.columns)
+        empty = Classifier.empty(open_checkpoint(s.model), plan.labels, **options)
+        encode_examples(empty, plan.test.examples)
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
         print(f"\n[fold {fold + 1} of {len(folders)}] {len(data.train)} train, {len(data.dev)} "
               f"dev, {len(data.test)} held-out rows", flush=True)
         train_fold(s, data, folder, overwrite, print if fold == 0 else lambda line: None)
-        logits[folds == fold] = fold_logits(s, folder, "held-out", [e.texts for e in data.test])
+        logits[folds == fold] = fold_logits(s, folder, "held-out", data.test)
         if plan.test:
-            texts = [e.texts for e in plan.test.examples]
-            test_logits.append(fold_logits(s, folder, "test", texts))
+            test_logits.append(fold_logits(s, folder, "test", plan.test.examples))
     return logits, test_logits
 
 
@@ -182,13 +188,14 @@ def train_fold(s, data, folder, overwrite, say):
                       f"The same command{' without --overwrite' * overwrite} goes on from there.")
 
 
-def fold_logits(s, folder, name, texts):
-    """The logits (N, C) of the texts by a fold's saved model, on the CPU in float64.
+def fold_logits(s, folder, name, examples):
+    """The logits (N, C) of the examples by a fold's saved model, on the CPU in float64.
 
     They are cached in scores-NAME.safetensors with a hash of the run and of the texts. Each process
     loads the whole model here, even with --parallel fsdp.
     """
     parallel.barrier()                                        # until the model is saved
+    texts = [e.texts for e in examples]
     path, run_json = folder / f"scores-{name}.safetensors", (folder / "run.json").read_bytes()
     key = {"key": hashlib.sha256(run_json + json.dumps(texts).encode()).hexdigest()}
     if path.exists():
@@ -198,7 +205,8 @@ def fold_logits(s, folder, name, texts):
         if cached.shape[:1] == (len(texts),) and cached.dim() == 2 and cached.isfinite().all():
             return cached
     model = Classifier.load(folder, device=check_device(s.device))
-    logits = parallel.shared_logits(model, model.encode(texts)[0], s.eval_batch_size).contiguous()
+    encoded, _ = encode_examples(model, examples)
+    logits = parallel.shared_logits(model, encoded, s.eval_batch_size).contiguous()
     if parallel.is_main_process():
         write_tensors(path, {"scores": logits}, key)
     return logits.double()
