@@ -22,12 +22,15 @@ import argparse
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 import transformers
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[place]) for place in (1, 2)]
 
 from tests.bench.sides import PAIRS, cached, padded, pairs, picked
 from minillmclf.classify.classifier import Classifier
