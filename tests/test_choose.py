@@ -2,6 +2,7 @@
 models and the comparison?"""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import MODELS, refused
 from small import ROOT, bert_folder, data_file, environment
 
+from minillmclf import train
 from minillmclf.choose import facts as the_facts, measured, page, __main__ as choose
 from minillmclf.choose.advice import (FEW_ROWS_GAIN, advise, command_of, is_near,
                                        measured_flags)
@@ -76,6 +78,10 @@ def test_each_rule_gives_its_flags_and_its_reason(given, flags, reason):
     if "preference" not in flags or hasattr(Settings(), "preference"):
         # a run would take them
         read_settings({name: value for name, value in found.items() if name != "model"})
+    words = shlex.split(command_of(found))[3:]              # and the command as it is printed
+    typed = vars(train.parse(words))
+    assert {name: typed[name] for name in found} == {
+        name: type(typed[name])(value) for name, value in found.items()}, words
 
 
 def row(label, method="full", score=0.9, seconds=10.0, ms=1.0, low=-0.2, high=-0.1, p=0.001,

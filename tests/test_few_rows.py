@@ -205,9 +205,20 @@ def test_train_chooses_by_the_number_of_rows(place):
     s, _, line = chosen(place, readout="labels", template="{text} [MASK]")
     assert s.objective == "classes" and not line
     s, _, line = chosen(place, micro_batch_size=4)
-    assert s.objective == "classes" and not line, "the user's own setting does not go with it"
+    assert s.objective == "classes" and "left out" in line and "--micro-batch-size" in line, (
+        "the user's own setting does not go with it")
     with pytest.raises(InputError, match="--few-rows on"):
         chosen(place, micro_batch_size=4, few_rows="on")
+
+
+def test_it_chooses_nothing_for_several_processes(place, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "2")
+    s, _, line = chosen(place)
+    assert s.objective == "classes" and "left out: they are for one process" in line
+    assert chosen(place, few_rows="on")[0].objective == "contrastive"    # refused where it trains
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert chosen(place)[0].objective == "contrastive"
 
 
 def test_it_chooses_nothing_for_many_rows_or_marked_splits(place):
@@ -239,6 +250,18 @@ def finished(place):
     given = small.flags(model=place / "bert", data=place / "few.csv", out=place / "run", **SETTINGS)
     assert small.forked("train", given)[0] == 0
     return place / "run"
+
+
+def test_what_the_probe_sets_is_no_fault_of_the_first_steps(place, tmp_path, call):
+    more = small.flags(model=place / "bert", data=place / "few.csv", out=tmp_path / "run",
+                       **SETTINGS)
+    code, out, err = call(train_command, *more)
+    assert code == 0 and "WARNING: gradients" not in out and "WARNING: after three" not in out, out
+    assert "trainable tensors, all with a gradient" in out
+    assert "transformers has no head that pools mean" in out
+    code, out, _ = call(train_command, *more, "--few-rows", "off", "--min-steps", 3, "--out",
+                        tmp_path / "off")
+    assert code == 0 and "transformers has no head" not in out
 
 
 def test_a_run_of_few_rows_learns_and_is_read_again(place, finished, call):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import torch
 
 import minillmclf
 from minillmclf import Classifier, InputError, evaluate, fine_tune, train
@@ -137,7 +138,7 @@ def test_without_out_nothing_is_left_and_nothing_printed(place, tmp_path, monkey
     assert "saved in" not in text, "where it was is gone"
     assert re.search(
         r"bert: 37 tensors loaded, 4 new; ([\d,]+) of \1 parameters trainable; learning rate 0.003 "
-        r"\(as given; 0.0003 is usual for full at width 32\)$", text, re.M), text
+        r"\(0.0003 is usual for full at width 32\)$", text, re.M), text
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_is_loaded(place, tmp_path, capsys):
@@ -267,3 +268,11 @@ def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
             and names["probabilities"].shape == (1, 2))
     assert last in ("['delivery', 'refund'] ['delivery']", "['delivery', 'refund'] ['refund']")
     assert (tmp_path / "runs" / "mine" / "run.json").exists() and len(blocks) == 2
+    transformers = pytest.importorskip("transformers")
+    run, texts = tmp_path / "runs" / "mine", ["it never came", "pay"]
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(run)(texts, padding=True,
+                                                             return_tensors="pt")
+    with torch.no_grad():
+        probabilities = theirs(**tokens).logits.softmax(-1).numpy()
+    assert abs(probabilities - Classifier.load(run).predict(texts)).max() < 1e-5

@@ -1,12 +1,16 @@
 """The pages hold what they say: links, paths, commands and flags exist, and the README is short."""
 import re
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from small import forked_program
 
+import minillmclf
+from minillmclf import Classifier
 from minillmclf.cli.settings import ALIASES, flag
+from minillmclf.models.backbone import Backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -175,10 +179,40 @@ def test_lines_are_at_most_100_columns_but_in_tables_and_output(path):
     assert wide == []
 
 
+def part_of_tree(folder):
+    """The lines of the tree under a folder: those below its own that are further in."""
+    lines = (ROOT / "lessons" / "reference" / "tree.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{folder}/"))
+    indent = len(lines[start]) - len(lines[start].lstrip())
+    inside = takewhile(lambda line: not line.strip() or len(line) - len(line.lstrip()) > indent,
+                       lines[start + 1:])
+    return "\n".join([lines[start], *inside])
+
+
 def test_the_tree_names_every_module():
-    tree = (ROOT / "lessons" / "reference" / "tree.md").read_text(encoding="utf-8")
-    for path in (ROOT / "minillmclf").rglob("*.py"):
-        assert path.name in tree or path.name == "__init__.py", f"no {path.name} in the tree"
+    for path in [*(ROOT / "minillmclf").rglob("*.py"), *(ROOT / "lessons").glob("*.py")]:
+        if path.name not in ("__init__.py", "__main__.py", "conftest.py", "figures.py") \
+                and not path.name.startswith("test_"):
+            assert re.search(rf"\b{path.name}\b", part_of_tree(path.parent.name)), (
+                f"the tree has no {path.name} under {path.parent.name}/")
+    assert "bert.py" not in part_of_tree("tuning") and "wordpiece.py" in part_of_tree("text")
+
+
+@pytest.mark.parametrize("path", [README, *GUIDES, *REFERENCE, *MEASURED, *CARDS], ids=name_of)
+def test_what_python_lines_call_exists(path):
+    """`model.NAME(` is a method of a classifier or a body, `minillmclf.NAME` a public name."""
+    assert unknown_calls(path.read_text(encoding="utf-8")) == []
+
+
+def unknown_calls(text):
+    """The methods of a model, and the names of the package, that a page calls and nothing has."""
+    blocks = [code for kind, code in FENCE.findall(text) if kind == "python"]
+    code = "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", prose(text))])
+    methods = set(re.findall(r"\bmodel\.(\w+)\(", code))
+    names = set(re.findall(r"\bminillmclf\.(\w+)\(", code))
+    return ([f"model.{name}" for name in sorted(methods)
+             if not hasattr(Classifier, name) and not hasattr(Backbone, name)]
+            + [f"minillmclf.{name}" for name in sorted(names) if not hasattr(minillmclf, name)])
 
 
 def test_a_fault_of_each_kind_is_found():
@@ -191,3 +225,5 @@ def test_a_fault_of_each_kind_is_found():
     assert missing_modules(text) == ["minillmclf.none"]
     assert list(commands(text)) == [("none", ["--lr", "--no-flag"])]
     assert flags_in(text) == {"--lr", "--no-flag"}
+    assert unknown_calls("`model.write(x)`\n```python\nmodel.predict(minillmclf.nothing())\n```\n"
+                         ) == ["model.write", "minillmclf.nothing"]

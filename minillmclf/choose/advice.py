@@ -7,7 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
-from ..cli.settings import FEW, Settings, flag, with_current_names
+from ..cli.settings import FEW, Settings, flag, is_switch, with_current_names
 
 RULE_OF_THUMB = """\
 the rule of thumb
@@ -131,6 +131,6 @@ def first_fitting_model(facts):
 
 def command_of(flags):
     """The command line of these flags."""
-    words = [flag(name) if value == "on" else f"{flag(name)} {shlex.quote(str(value))}"
-             for name, value in flags.items()]
+    words = [flag(name) if value == "on" and is_switch(name) else
+             f"{flag(name)} {shlex.quote(str(value))}" for name, value in flags.items()]
     return " ".join(["python -m minillmclf.train", *words])

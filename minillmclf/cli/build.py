@@ -8,7 +8,7 @@ from ..classify.preference import Preference
 from ..classify.task import SingleLabel
 from ..errors import InputError
 from ..training.rates import lr_text
-from ..tuning import METHODS, tune
+from ..tuning import ADAPTER_METHODS, METHODS, tune
 from ..tuning.frozen import half_modules
 from .device import check_device, device_lines, move
 
@@ -20,15 +20,29 @@ KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "mid
 def build_classifier(s, labels, fields=("text",)):
     """Build a classifier on its device, add its tuning method -> (classifier, number of parameters
     that are trainable, of all). fields: the names by which a template calls a row's texts."""
-    if s.method == "qlora" and s.weights != "pretrained":
-        raise InputError("--method qlora --weights random: there is nothing to learn in random "
-                         "weights that are frozen")
+    refuse_adapter_of_random_weights(s)
     model = Classifier.from_backbone(
         s.model, labels, **classifier_options(s, fields), seed=s.seed,
         pretrained=s.weights == "pretrained", quantise=s.quantise if s.method == "qlora" else None,
         dtype=s.dtype, method=s.method, device=check_device(s.device))
     trainable, total = tune(model, tuning_config(s), s.seed)
     return move(model, s.device), trainable, total
+
+
+def refuse_adapter_of_random_weights(s):
+    """InputError for settings that would save an adapter of weights that lie in no file."""
+    if s.weights == "random" and s.method in ADAPTER_METHODS:
+        raise InputError(f"--weights random, --method {s.method}: an adapter is saved without its "
+                         "base, and random weights lie in no file: take --method full")
+
+
+def own_head_note(settings):
+    """settings: of run.json -> [a line] if the run has a head that transformers lacks, else []."""
+    pool = settings.get("pool", "family")
+    if pool == "family" or settings.get("readout", "head") != "head":
+        return []
+    return [f"transformers has no head that pools {pool}: for a model to load there, train with "
+            "--pool family --few-rows off"]
 
 
 def model_lines(s, model, trainable, total):

@@ -13,6 +13,7 @@ from ..files import find_model, read_json
 from ..models import MODELS
 from ..training.rates import default_lr
 from .cross import assign_rows
+from .launch import are_several
 from .rows import hold_out_as_asked, load_dataset
 from .run_folder import out_folder
 from .settings import FEW, flag, with_current_names
@@ -52,9 +53,12 @@ def adapt_to_rows(s, data, given):
     data: text.data.Dataset; given: names of the settings that the user gave.
     """
     rows = len(data.train) / len(data.labels)
-    unsplit = data.source["split"] == "random"            # who marks the splits, measures
-    if not (s.few_rows == "on" or s.few_rows == "auto" and rows < FEW and unsplit):
+    few = rows < FEW and data.source["split"] == "random"     # who marks the splits, measures
+    if not (s.few_rows == "on" or s.few_rows == "auto" and few):
         return s, ""
+    left_out = f"{rows:.0f} rows a class are few, but the settings for few rows are left out: "
+    if s.few_rows == "auto" and are_several():
+        return s, left_out + "they are for one process, not torchrun"
     chosen = choose(s, data)
     chosen = {name: value for name, value in chosen.items()
               if name not in given and getattr(s, name) != value}
@@ -63,7 +67,7 @@ def adapt_to_rows(s, data, given):
     except InputError as error:                  # one that the user gave does not go with them
         if s.few_rows == "on":
             raise InputError(f"--few-rows on: {error}") from None
-        return s, ""
+        return s, left_out + str(error)
     words = " ".join(f"{flag(name)} {value:g}" if isinstance(value, float) else
                      f"{flag(name)} {value}" for name, value in chosen.items())
     line = f"{rows:.0f} rows a class are few: {words} (--few-rows off leaves these out)"

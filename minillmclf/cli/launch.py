@@ -14,6 +14,12 @@ import time
 from ..errors import Stopped
 
 
+def are_several():
+    """Has torchrun started several processes?"""
+    return ({"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
+            and os.environ["WORLD_SIZE"] != "1")
+
+
 @contextlib.contextmanager
 def in_all_processes():
     """with in_all_processes(): ...   Each process runs the block; without torchrun there is one.
@@ -21,8 +27,7 @@ def in_all_processes():
     Only the main process prints. When a process fails, it alone prints its error, and all end: the
     others would wait for its tensors for ever.
     """
-    started = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
-    if not started or os.environ["WORLD_SIZE"] == "1":
+    if not are_several():
         yield
         return
     import torch.distributed as dist

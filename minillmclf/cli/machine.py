@@ -95,7 +95,9 @@ def step_and_store(s, model, targets, folder, stop, say):
         loss_scale = fp16.LossScale()
         step = fp16.step_in_fp16(take_step, objective, loss_scale)
         store = fp16.keep_scale(store, loss_scale)
-    return name_memory_switch(check_first_steps(locate_divergence(step), say)), store
+    probed = [f"head.out.{name}" for name, _ in model.head.out.named_parameters()] \
+        if s.objective == "contrastive" else []
+    return name_memory_switch(check_first_steps(locate_divergence(step), say, probed)), store
 
 
 def reuse_frozen_features(s, model, encoded):

@@ -161,6 +161,11 @@ def add_settings(parser, names=None, grouped=True):
     return parser
 
 
+def is_switch(name):
+    """May the flag of a setting stand without a value, which means on?"""
+    return " ".join(Settings.__dataclass_fields__[name].metadata["choices"]) == SWITCH
+
+
 def add_flag(parser, f):
     """Add the flag of one field, and its aliases, which --help does not show. --help lists the
     choices with the default first."""
@@ -168,7 +173,7 @@ def add_flag(parser, f):
     kind = learning_rate if f.name == "lr" else type(f.default)
     options = {"dest": f.name, "choices": choices or None, "default": argparse.SUPPRESS,
                "metavar": "N" if kind is int else "X"}
-    if " ".join(choices) == SWITCH:
+    if is_switch(f.name):
         options |= {"nargs": "?", "const": "on", "metavar": "off"}
     elif choices:
         words += f": {', '.join(choices)}"

@@ -17,7 +17,7 @@ from ..training import loop
 from ..training.plan import Split, plan_epochs
 from . import run_folder
 from .baseline_warning import baseline_warning
-from .build import build_classifier, build_task, check_saved, model_lines
+from .build import build_classifier, build_task, check_saved, model_lines, own_head_note
 from .cross import fit_as_asked
 from .device import with_device_modes
 from .fits import too_large_line
@@ -152,7 +152,7 @@ def show_record(record, data, folder, say=print):
     if folder:
         say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} "
             f"{task.PREDICT_EXAMPLE}")
-    for line in baseline_warning(record):
+    for line in [*own_head_note(record["settings"]), *baseline_warning(record)]:
         say(line)
 
 

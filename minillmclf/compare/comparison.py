@@ -93,8 +93,7 @@ def obstacle(configuration, data):
     s = configuration.settings
     try:
         building.task_class(s).check_columns(data.columns, s.readout)
-        if s.method == "qlora" and s.weights == "random":
-            raise InputError("qlora: there is nothing to learn in random weights that are frozen")
+        building.refuse_adapter_of_random_weights(s)
         options = building.classifier_options(s, data.columns)
         model = Classifier.empty(open_checkpoint(s.model), data.labels, **options)
         config = building.tuning_config(s)

@@ -49,4 +49,4 @@ def lr_text(s):
     usual, why = default_lr(s)
     if s.lr == usual:
         return f"learning rate {s.lr:g} ({why.replace(' at', ',')})"
-    return f"learning rate {s.lr:g} (as given; {usual:g} is usual for {why})"
+    return f"learning rate {s.lr:g} ({usual:g} is usual for {why})"

@@ -15,13 +15,14 @@ from ..parallel.processes import full_tensor
 CHECKED_STEPS = 3
 
 
-def check_first_steps(step, say):
-    """Wrap a step of the loop: each line about the first steps is passed to say(line)."""
+def check_first_steps(step, say, but=()):
+    """Wrap a step of the loop: each line about the first steps is passed to say(line). but: names
+    of trainable tensors that the loss does not reach, as something else fits them."""
     check = None
 
     def checked(model, optimizer, *more):
         nonlocal check
-        check = check or FirstStepsCheck(model, optimizer)
+        check = check or FirstStepsCheck(model, optimizer, but)
         loss = step(model, optimizer, *more)
         for line in check.after_step():
             say(line)
@@ -38,12 +39,13 @@ class GradientReport:
     zero: list
 
 
-def examine_gradients(model, earlier=None):
-    """Examine the gradients of a model after a backward pass -> Gradients.
+def examine_gradients(model, earlier=None, but=()):
+    """Examine the gradients of a model after a backward pass -> GradientReport.
 
-    earlier: the Gradients of the step before; a gradient of zeros then and now is a fault.
+    earlier: the report of the step before; a gradient of zeros then and now is a fault. but: names
+    of parameters that are left out.
     """
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if name not in but]
     trained = [name for name, p in named if p.requires_grad]
     frozen = [name for name, p in named if not p.requires_grad]
     missing = [name for name, p in named if p.requires_grad and p.grad is None]
@@ -84,8 +86,9 @@ class FirstStepsCheck:
     Raises InputError if the optimiser holds other tensors than the model, or a frozen one changes.
     """
 
-    def __init__(self, model, optimizer):
-        self.model, self.optimizer, self.steps, self.gradients = model, optimizer, 0, None
+    def __init__(self, model, optimizer, but=()):
+        self.model, self.optimizer, self.but = model, optimizer, but
+        self.steps, self.gradients = 0, None
         in_groups = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = dict(model.named_parameters())
         lost = [name for name, p in named.items() if p.requires_grad and id(p) not in in_groups]
@@ -95,7 +98,7 @@ class FirstStepsCheck:
                              "changed; build it last")
         frozen = evenly_spaced([name for name, p in named.items() if not p.requires_grad])
         self.checksums = {name: checksum(p) for name, p in named.items()
-                          if p.requires_grad or name in frozen}
+                          if name not in but and (p.requires_grad or name in frozen)}
 
     def after_step(self):
         self.steps += 1
@@ -105,7 +108,7 @@ class FirstStepsCheck:
             return self.compare_weights()
         if self.gradients is not None and not self.gradients.zero:      # reported one step ago
             return []
-        found = self.gradients = examine_gradients(self.model, self.gradients)
+        found = self.gradients = examine_gradients(self.model, self.gradients, self.but)
         return [] if self.steps == 1 and found.zero and not found.faults else found.lines
 
     def compare_weights(self):
