@@ -13,6 +13,7 @@ CHECKPOINTS = PACKAGE / "checkpoints"                            # where the pac
 CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpoints"
 IGNORED_KEYS = "MINILLMCLF_IGNORE_CONFIG_KEYS"  # environment: unknown config.json keys to leave out
 NEW_RUN = ".new"                        # folder in OUT: a run that will replace the one in OUT
+NEW_MODEL = ".model.writing"            # the same for a model that is saved without a run
 MOST_DIGITS = 400                       # of an integer in a file; Python's own limit is 4300
 
 
@@ -162,6 +163,23 @@ def remove_path(path):
             path.unlink(missing_ok=True)
         except OSError:
             pass                                               # the next write there will raise it
+
+
+def move_files(source, folder, last):
+    """Move all files of a folder into another one, those with the names `last` at the end, in this
+    order. InputError if one cannot be moved: it and those after it stay in `source`."""
+    paths = sorted(path for path in source.rglob("*") if path.is_file())
+    try:
+        for path in sorted(paths, key=lambda path: last.index(path.name) if path.name in last
+                           else -1):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    except OSError as error:
+        raise InputError(f"{path}: whole, but could not be moved to {target} "
+                         f"({error_text(error)}): remove what is in the way there, and do it "
+                         "again") from None
+    remove_path(source)
 
 
 def find_model(name):

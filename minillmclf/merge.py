@@ -7,7 +7,8 @@
 The result is an ordinary Hugging Face folder, as fast as the base. If the base has 4 bits a weight,
 --base full writes the sums in full precision, and --base 4bit rounds them to four bits again, which
 changes answers. Printed is how the merged model differs on the rows that it was tested on, or on
---data: the largest difference of a probability, and how many rows change their class.
+--data: the largest difference of a probability, and how many rows change their class. With
+--overwrite, what lies in --out goes when the merged model is whole; of a run all files go.
 """
 from .cli.device import add_device_flag, check_device, set_precision
 from .cli.outputs import check_out_folder
@@ -16,14 +17,14 @@ from .cli.rows import encode_examples
 from .cli.settings import add_settings
 from .errors import InputError
 from .evaluate import paths_read, choose_rows
-from .files import find_model, remove_path
+from .files import NEW_MODEL, find_model, remove_path
 
 
 def parse(arguments=None):
     p = Parser(prog="python -m minillmclf.merge", description=__doc__)
     p.add_argument("--model", required=True, help="a run folder or a PEFT folder with an adapter")
     p.add_argument("--out", required=True, help="a new folder for the merged model")
-    p.add_argument("--overwrite", action="store_true", help="replace a model in --out")
+    p.add_argument("--overwrite", action="store_true", help="replace a model or a run in --out")
     p.add_argument("--base", action="append", default=[], help="full or 4bit, see above; or the "
                    "folder of the base, where that lies elsewhere now; may be given twice")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name [that of the run]")
@@ -56,6 +57,7 @@ def merge_adapter(model, precision):
 def main(arguments=None):
     a = parse(arguments)
     from .classify.classifier import Classifier
+    from .cli.run_folder import RunFolder
     folder = find_model(a.model)
     out = check_out_folder(a.out, False, a.overwrite, paths_read(a))
     precisions = [base for base in a.base if base in ("full", "4bit")]
@@ -66,18 +68,23 @@ def main(arguments=None):
     model = Classifier.load(folder, *folders or [None], device)
     if model.base:
         check_out_folder(out, False, a.overwrite, [("the base of --model", find_model(model.base))])
-    rows, name = choose_rows(a, folder, model)
-    encoded, _ = encode_examples(model, rows)
-    set_precision(model, "fp32")
+    run_files, place = RunFolder(out), out / NEW_MODEL
+    with run_files.lock():
+        check_out_folder(out, False, a.overwrite)          # another merge may just have ended
+        rows, name = choose_rows(a, folder, model)
+        encoded, _ = encode_examples(model, rows)
+        set_precision(model, "fp32")
 
-    def probabilities(model):
-        return model.probabilities(model.compute_logits(encoded, a.batch_size))
-    before = probabilities(model)
-    answers = model.answers(before)
-    merge_adapter(model.to("cpu"), *precisions or [None]).save(out)     # the same sums anywhere
-    for file in ("tuned.json", "adapter_config.json", "run.json"):     # of an older model in --out
-        remove_path(out / file)
-    saved = Classifier.load(out, device=device)
+        def probabilities(model):
+            return model.probabilities(model.compute_logits(encoded, a.batch_size))
+        before = probabilities(model)
+        answers = model.answers(before)
+        try:
+            merge_adapter(model.to("cpu"), *precisions or [None]).save(place)   # same sums anywhere
+            saved = Classifier.load(place, device=device)
+            run_files.replace_with(place)
+        finally:
+            remove_path(place)
     after = probabilities(saved)
     changed = sum(one != other for one, other in zip(answers, saved.answers(after)))
     print(f"{name}: on {len(rows)} rows the largest difference of a probability is "

@@ -1,16 +1,23 @@
 """python -m minillmclf.merge: what it writes answers as the tuned model; what it says is true."""
 
+import errno
 import json
+import os
 import re
+import shutil
+import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
-from small import PIECES, bert_folder, data_file, flags
+from small import PIECES, bert_folder, data_file, flags, forked
 from test_families import CONFIGS
 
 from minillmclf import merge, train
 from minillmclf.classify.classifier import Classifier
+from minillmclf.cli import run_folder
 from minillmclf.cli.parser import run
+from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
@@ -125,3 +132,92 @@ def test_the_skip_list_is_printed(tmp_path, capsys):
             "backbone.word_embeddings", "backbone.layers.{}.mlp_norm", "head.dense", "head.out"):
         assert kept in line, line
     assert "q_proj" not in line
+
+
+# ------------------------------------------------------------------- a model that lies in --out
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory):
+    """The folder of another merged model, with other words in its tokenizer and other labels."""
+    place = tmp_path_factory.mktemp("older")
+    WordPiece.from_vocab([*PIECES[:-6], *PIECES[:-7:-1]]).save(bert_folder(place / "bert"))
+    model = Classifier.from_backbone(place / "bert", ["plant", "weather", "=1+1"], seed=5)
+    model.save(place / "model")
+    return place / "model"
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "model.safetensors", "config.json"])
+def test_a_full_disk_leaves_the_model_that_was_to_be_replaced(name, runs, older, tmp_path, capsys,
+                                                              monkeypatch):
+    real, out = os.replace, shutil.copytree(older, tmp_path / "old")
+
+    def no_room(source, target, **more):
+        if os.path.basename(target) == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
+        return real(source, target, **more)
+    asked = ("--model", runs["lora"], "--out")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_room)
+        code, _, error = call(capsys, *asked, out, "--overwrite")
+        assert code == 2 and error.count("\n") == 1 and "saved before is untouched" in error, error
+        assert call(capsys, *asked, tmp_path / "new")[0] == 2
+    assert contents(out) == contents(older) and not (tmp_path / "new").exists()
+    assert call(capsys, *asked, tmp_path / "new")[0] == 0, "the same command, when there is room"
+
+
+def test_a_merge_killed_at_any_change_of_the_disk_leaves_no_mixture(runs, older, tmp_path):
+    def asked(out):
+        return ("merge", ["--model", runs["lora"], "--out", out, "--overwrite"])
+    whole = shutil.copytree(older, tmp_path / "whole")
+    moves = forked(*asked(whole))[3]
+    expected = [answers(folder).tolist() for folder in (older, whole)]
+    for move in range(1, moves + 1):
+        out = shutil.copytree(older, tmp_path / str(move))
+        assert forked(*asked(out), move=move)[0] == -signal.SIGKILL
+        try:
+            assert answers(out).tolist() in expected, f"killed at change {move} of {moves}"
+        except InputError as error:
+            assert "config.json: is not there" in str(error)
+        code, _, error, _ = forked(*asked(out))
+        assert code == 0 and contents(out) == contents(whole), error
+
+
+def test_one_merge_at_a_time_and_none_replaces_another_unasked(runs, tmp_path, capsys, monkeypatch):
+    given = ("--model", runs["lora"], "--out", tmp_path / "out")
+    with run_folder.RunFolder(tmp_path / "out").lock():
+        code, _, error = call(capsys, *given)
+        assert code == 2 and "another process is writing to this folder" in error, error
+        assert (tmp_path / "out").exists(), "the second one removes the folder of the first"
+    real = run_folder.lock_folder
+
+    @contextmanager
+    def late(out):
+        """Another merge ends just before this one gets the lock."""
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        with real(out):
+            yield
+    monkeypatch.setattr(run_folder, "lock_folder", late)
+    code, _, error = call(capsys, *given)
+    assert code == 2 and "is not empty, it holds a model" in error, error
+    assert (tmp_path / "out" / "config.json").read_text() == "{}"
+
+
+def test_of_a_run_that_is_replaced_nothing_stays(runs, tmp_path, capsys):
+    for method in ("full", "lora"):
+        out = shutil.copytree(runs[method], tmp_path / method)
+        shutil.copytree(runs["full"], out / ".new")
+        edit = json.loads((out / ".new" / "run.json").read_text()) | {"finished": False}
+        (out / ".new" / "run.json").write_text(json.dumps(edit))
+        (out / "report.html").write_text("of the run")
+        (out / "mine.txt").write_text("mine")
+        assert call(capsys, "--model", runs["lora"], "--out", out, "--overwrite")[0] == 0
+        assert {str(name) for name in contents(out)} == {
+            "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+            "mine.txt"}
+        assert torch.equal(answers(out), answers(tmp_path / "full"))

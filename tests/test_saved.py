@@ -3,6 +3,7 @@ file of it is believed unread."""
 import hashlib
 import importlib
 import json
+import os
 import shutil
 
 import pytest
@@ -411,3 +412,68 @@ def test_a_tuned_run_reads_long_texts_as_before(built, method, base, tmp_path):
     assert again.settings() == plain.settings(), "it is not built as it was"
     text = " ".join([f"the rose and soup {word}" for word in ("rain", "salt", "wind", "tree")])
     assert again.encode([text]) == plain.encode([text]), "a long text is read otherwise"
+
+
+# ---------------------------------------------------------------------- saved over another model
+
+def plain(base, seed):
+    """An untuned classifier whose answers depend on the seed."""
+    return Classifier.from_backbone(base, LABELS, seed=seed).eval()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("old, new", [("plain", "plain"), ("lora", "plain"), ("lora", "lora")])
+def test_what_is_saved_over_another_model_is_what_is_loaded(old, new, near, monkeypatch):
+    place, _ = near
+    out, real = place / "run", os.replace
+    if old == "plain":
+        out = place / "whole"
+        plain(place / "base", 1).save(out)
+    model = plain(place / "base", 2) if new == "plain" else Classifier.load(place / "run")
+    if new == "lora":
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.requires_grad).add_(1.0)
+    before, expected, left = contents(out), scores(model), 0
+
+    def no_room(source, target):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device")
+        return real(source, target)
+    for moves in range(9):                                 # so many files can be put in place
+        left, said = moves, ""
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", no_room)
+            try:
+                model.save(out)
+                break
+            except InputError as error:
+                said = str(error)
+        assert "No space left" in said
+        if "untouched" in said:
+            assert contents(out) == before
+        else:                                              # a file could not be moved up
+            with pytest.raises(InputError, match="config.json: is not there"):
+                Classifier.load(out)
+    assert moves >= 4, "few writes have failed"
+    assert torch.equal(scores(Classifier.load(out)), expected)
+    assert not (out / ".model.writing").exists()
+    assert new == "plain" or told(out) == "../base"
+
+
+def test_shards_of_an_older_model_are_gone(base, tmp_path):
+    model = plain(base, 1)
+    model.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    names, shard = load_file(weights), "model-00001-of-00001.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, shard)}))
+    weights.rename(tmp_path / shard)
+    other = plain(base, 2)
+    other.save(tmp_path)
+    assert torch.equal(scores(Classifier.load(tmp_path)), scores(other))
+    assert sorted(path.name for path in tmp_path.glob("model*")) == ["model.safetensors"]

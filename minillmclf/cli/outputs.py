@@ -49,8 +49,22 @@ def input_paths(flags):
             for path in (value, CHECKPOINTS / value) if os.path.exists(path)]
 
 
+def check_writable(out, folder):
+    """InputError unless files can be made in a folder, or in the nearest one above it that exists.
+    out: what the message names. A full disk is only seen when something is written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        fault = f"{short(there, 200)} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        fault = f"permission denied, or a read-only disk: {short(there, 200)}"
+    else:
+        return
+    raise InputError(f"--out {short(out, 200)}: could not be written ({fault}): choose another "
+                     "--out")
+
+
 def check_out_file(out, overwrite=False, inputs=()):
-    """Raise InputError where a command must not write its file `out`. -> Path
+    """Raise InputError where a command must not or cannot write its file `out`. -> Path
 
     overwrite: an ordinary file there may be replaced; inputs: as for `check_out_path`.
     """
@@ -61,11 +75,12 @@ def check_out_file(out, overwrite=False, inputs=()):
     if there and not overwrite:
         raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or "
                          "--overwrite")
+    check_writable(path, path.parent)
     return path
 
 
 def check_out_folder(out, own=False, overwrite=False, inputs=()):
-    """Raise InputError where a command must not write into its folder `out`. -> Path
+    """Raise InputError where a command must not or cannot write into its folder `out`. -> Path
 
     own: the folder holds an earlier run of this command, which may be continued; overwrite: any
     files in it may be replaced; inputs: as for `check_out_path`.
@@ -80,6 +95,7 @@ def check_out_folder(out, own=False, overwrite=False, inputs=()):
             what = "a model" if "config.json" in found else short(found[0])
             raise InputError(f"--out {short(path, 200)}: is not empty, it holds {what}: choose a "
                              "new folder, or --overwrite")
+    check_writable(path, path)
     return path
 
 
@@ -120,8 +136,10 @@ def lock_folder(folder):
                          "choose another --out") from None
     try:
         lock_handle(handle, folder)
-        yield
+        try:
+            yield
+        finally:
+            if new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     finally:
         os.close(handle)
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()

@@ -7,9 +7,10 @@
 With --overwrite, if OUT holds a run or a model, 1 to 3 happen in OUT/.new, and the files in OUT
 stay until 3 is done. Then they are removed, run.json first; OUT/.new is renamed to OUT/.whole, and
 its files are moved up into OUT, config.json, tuned.json and run.json last. Each file is written as
-.NAME.writing and then renamed (files.replacing). A process may be killed at any moment: the same
-command (without --overwrite) continues an unfinished run in OUT or OUT/.new, and every command that
-opens OUT first moves up what a finished run left in OUT/.new or OUT/.whole (`move_into_place`).
+.NAME.writing and then renamed (files.replacing_file). A process may be killed at any moment: the
+same command (without --overwrite) continues an unfinished run in OUT or OUT/.new, and every command
+that locks OUT first moves up what a finished run left in OUT/.new or OUT/.whole
+(`move_into_place`). merge saves its model in OUT/.model.writing, and it moves up in the same way.
 """
 import functools
 import os
@@ -17,7 +18,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import NEW_RUN, check_fields, find_model, read_json, remove_path, short, write_json
+from ..files import (NEW_MODEL, NEW_RUN, check_fields, find_model, move_files, read_json,
+                     remove_path, short, write_json)
 from ..training.parallel import processes as parallel
 from ..tuning.base import fingerprint
 from .device import device_kind
@@ -28,8 +30,10 @@ MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its 
 STATE_FILES = ("state.safetensors", "best.safetensors")
 RUN_FILES = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv",
              "report.html", *STATE_FILES, "tokenizer.json", "tokenizer_config.json",
-             "model.safetensors", "model.safetensors.index.json", "adapter/adapter_config.json",
+             "model.safetensors", "model.safetensors.index.json", "adapter_config.json",
+             "adapter_model.safetensors", "adapter/adapter_config.json",
              "adapter/adapter_model.safetensors", "adapter/minillmclf.json")
+MODEL_FILES = ("run.json", "config.json", "adapter_config.json")    # OUT with one of them is taken
 OBJECT = (lambda v: isinstance(v, dict), "an object")
 RECORD_FIELDS = {                       # of run.json, as files.check_fields takes them
     "settings?": OBJECT, "finished?": (lambda v: isinstance(v, bool), "true or false"),
@@ -74,7 +78,7 @@ def compare_with_run(s, folder, data):
 def training_folder(s, out, data, overwrite=False):
     """The folder to train in: OUT, or OUT/.new if the run is to replace what lies in OUT."""
     if overwrite:
-        is_taken = (out / "run.json").exists() or (out / "config.json").exists()
+        is_taken = any((out / name).exists() for name in MODEL_FILES)
         return out / NEW_RUN if is_taken else out
     try:
         return out if compare_with_run(s, out / NEW_RUN, data)[0] else out / NEW_RUN
@@ -148,12 +152,12 @@ class RunFolder:
         The main process does it, the others wait."""
         if parallel.is_main_process():
             if self.is_finished(self.out / NEW_RUN):
-                self.remove_files(self.out)
-                os.replace(self.out / NEW_RUN, self.out / MOVING_FOLDER)
-            self.move_up(self.out / MOVING_FOLDER)
+                self.replace_with(self.out / NEW_RUN)
+            self.move_up()
             left = [self.out / name for name in STATE_FILES if self.is_finished(self.out)]
             paths = [self.out / name for name in RUN_FILES]
             left += [path.with_name(f".{path.name}.writing") for path in paths]
+            left.append(self.out / NEW_MODEL)
             for path in left:
                 if path.exists():
                     remove_path(path)
@@ -165,17 +169,19 @@ class RunFolder:
         except InputError:
             return False
 
-    def move_up(self, source):
+    def replace_with(self, place):
+        """Put the files of `place`, a folder in OUT, in the place of a run or model in OUT, and of
+        one that was to replace that."""
+        self.remove_files(self.out)
+        os.replace(place, self.out / MOVING_FOLDER)
+        remove_path(self.out / NEW_RUN)
+        self.move_up()
+
+    def move_up(self):
         """Move all files of OUT/.whole into OUT. A folder without the last ones is not loaded."""
-        late = ("config.json", "tuned.json", self.RECORD_FILE)
-        paths = [path for path in source.rglob("*") if path.is_file()]
-        for path in sorted(paths, key=lambda path: late.index(path.name) if path.name in late
-                           else -1):
-            target = self.out / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-        if source.exists():
-            remove_path(source)
+        last = ("config.json", "tuned.json", self.RECORD_FILE)
+        if (self.out / MOVING_FOLDER).exists():
+            move_files(self.out / MOVING_FOLDER, self.out, last)
 
     def remove_files(self, folder):
         """Remove the files of an earlier run, its record first."""

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..files import read_json, replacing_file, short, write_text
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")      # as patterns
 SHARD_BYTES = 5 * 10**9
 # pattern of a tensor's name that is not in NAMES -> what is wrong, and what to do
 REMEDIES = (

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import CHECKPOINTS, NEW_RUN, find_model, short
+from ..files import CHECKPOINTS, NEW_MODEL, NEW_RUN, find_model, short
 from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
 
@@ -59,7 +59,8 @@ def base_record(base, folder):
     the run by a path relative to the run, so that both may be moved together; others by the full
     path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    folder = Path(*(part for part in folder.parts if part != NEW_RUN))   # where it will be moved
+    new = (NEW_RUN, NEW_MODEL)
+    folder = Path(*(part for part in folder.parts if part not in new))   # where it will be moved
     near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
