@@ -134,6 +134,39 @@ def test_what_cannot_be_read_is_no_clash(tmp_path):
     assert outputs.check_out_file(tmp_path / "new", False, strange) == tmp_path / "new"
 
 
+class Loaded(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "prompt", "merge", "compare", "folds"])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(place, call, tmp_path, monkeypatch,
+                                                                name):
+    def work(*_, **__):
+        raise Loaded
+    common = ("--data", place / "data.csv", *QUICK)
+    command = {**commands(place), "merge": (merge, "--model", place / "lora"),
+               "compare": (compare, "--models", "majority", *common),
+               "folds": (folds, "--model", place / "bert", *common)}[name]
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "closed").mkdir()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: (
+        str(path) != str(tmp_path / "closed") and real(path, mode)))         # also for root
+    for module, function in ((Classifier, "load"), (labels, "build_report"),
+                             (evaluate, "evaluate_prompted"), (comparison, "run_all")):
+        monkeypatch.setattr(module, function, work)
+    before = state_of(tmp_path)
+    for out, fault in (("file/a.json", "file is no folder"),
+                       ("closed/a.json", "permission denied, or a read-only disk"),
+                       ("closed/a/b.json", "permission denied")):
+        code, said = call(*command, "--out", tmp_path / out)
+        assert code == 2 and said.count("\n") == 1 and "could not be written" in said, said
+        assert fault in said, said
+    assert state_of(tmp_path) == before and not list((tmp_path / "closed").iterdir())
+    with pytest.raises(Loaded):
+        run(lambda: command[0].main([*map(str, command[1:]), "--out", str(tmp_path / "new.json")]))
+
+
 # ------------------------------------------------------------------------------------------ folders
 
 def test_merge_asks(place, call, tmp_path):
@@ -152,6 +185,17 @@ def test_merge_asks(place, call, tmp_path):
     assert call(*given, tmp_path / "mine", "--overwrite")[0] == 0
     assert (tmp_path / "mine" / "note").read_text() == "mine", "nobody asked to remove this"
     assert Classifier.load(tmp_path / "mine").tuning is None, "the run that lay there is still read"
+
+
+def test_train_asks_before_it_replaces_an_adapter(place, call, tmp_path):
+    adapter = shutil.copytree(place / "lora" / "adapter", tmp_path / "adapter")
+    before = state_of(adapter)
+    given = (train, "--model", place / "bert", "--data", place / "data.csv", *QUICK, "--out",
+             adapter)
+    code, said = call(*given)
+    assert code == 2 and "holds adapter_config.json but no run.json" in said, said
+    assert state_of(adapter) == before
+    assert call(*given, "--overwrite")[0] == 0 and Classifier.load(adapter).tuning is None
 
 
 def test_pretrain_asks(place, call, tmp_path):
