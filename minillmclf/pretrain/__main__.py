@@ -52,6 +52,12 @@ def parse(arguments=None):
         sizes = ", ".join(f"{arch} {shape[name]}" for arch, shape in SHAPES.items())
         p.add_argument(f"--{name.replace('_', '-')}", type=int, default=argparse.SUPPRESS,
                        help=f"{what} [{sizes}]")
+    add_training_flags(p)
+    return check(p.parse_args(arguments))
+
+
+def add_training_flags(p):
+    """Add the flags that say how training goes, not what is trained."""
     p.add_argument("--steps", type=int, default=7000, help="steps of training in all [7000]")
     p.add_argument("--batch-size", type=int, default=64,
                    help="sentences, packed rows or pairs a step [64]")
@@ -66,7 +72,6 @@ def parse(arguments=None):
     p.add_argument("--seed", type=int, default=0, help="of weights, order and masks [0]")
     p.add_argument("--threads", type=int, default=None,
                    help="CPU threads [torch's choice]")
-    return check(p.parse_args(arguments))
 
 
 def check(a):
