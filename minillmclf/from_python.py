@@ -1,13 +1,17 @@
 """fine_tune(model, data, ...): what python -m minillmclf.train does, called from Python."""
+import contextlib
 import json
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 from .cli.device import check_device
 from .cli.settings import read_settings
 from .text.table_files import MEMORY
 from .text.table_memory import table_from_memory
+
+ONE_AT_A_TIME = threading.RLock()        # dropout draws from the one generator of the process
 
 
 def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=None,
@@ -22,6 +26,8 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     command prints. settings: the command's flags, with _ for -; values: as for `flag_value`; None:
     not given.
 
+    Threads train in turn. torch's random generators are afterwards as they were before.
+
     Raises InputError for wrong data and settings; KeyboardInterrupt once Ctrl-C saved the state.
     """
     table = None if isinstance(data, (str, os.PathLike)) else table_from_memory(data)
@@ -35,7 +41,7 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     s, rows, line = few_rows.read_run(s, given, config, table)
     if line:
         say(line)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, undisturbed():
         folder = Path(s.out or scratch)
         record = training_run.train_unless_finished(s, rows, folder, overwrite, say, on_epoch)
         if record is None:
@@ -43,6 +49,17 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
             raise KeyboardInterrupt(f"stopped: {kept}")
         training_run.show_record(record, rows, s.out, say)
         return Classifier.load(folder, device=check_device(s.device))
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """with undisturbed(): ...   One thread at a time runs the block; it may compute gradients, and
+    draws random numbers that nothing outside it sees."""
+    import torch
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with (ONE_AT_A_TIME, torch.random.fork_rng(gpus), torch.inference_mode(False),
+          torch.enable_grad()):
+        yield
 
 
 def flag_value(value):

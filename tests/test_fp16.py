@@ -198,6 +198,17 @@ def asked(tmp_path_factory):
                 save_every=1, few_rows="off", baselines="off", precision="fp16")
 
 
+@pytest.mark.parametrize("name, more, words", [
+    ("t5", {}, "T5's hidden states may pass 65504"),
+    ("bert", {"method": "qlora"}, "4-bit layers compute in fp32 or bf16")])
+def test_what_fp16_cannot_hold_is_refused_before_training(
+        asked, name, more, words, folders, tmp_path, call):                    # noqa: F811
+    given = flags(**asked | {"model": folders[name], "out": tmp_path / "run"} | more)
+    code, out, err = call(train, *given)
+    assert code == 2 and words in err and "--precision bf16" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_stopped_run_goes_on_with_its_scale(asked, tmp_path, call, monkeypatch):
     """The scale grows every 3 steps: a run that forgot it would end elsewhere."""
     monkeypatch.setattr(fp16, "GROW_AFTER", 3)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,32 @@ def test_a_thread_may_train(place):
     thread.start()
     thread.join()
     assert (found[0].predict(["soup"]) == Classifier.load(place / "run").predict(["soup"])).all()
+
+
+def test_threads_train_in_turn_and_the_generator_stays(place):
+    """Dropout draws from the one generator of the process: seeded by each step, and put back."""
+    def trained():
+        return fine_tune(place / "bert", rows_of(place, "data"), **QUICK).predict(["hot soup"])
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    alone = trained()
+    assert torch.equal(torch.rand(3), expected), "what is drawn outside is as without fine_tune"
+    with ThreadPoolExecutor(2) as pool:
+        found = [job.result() for job in [pool.submit(trained) for _ in range(2)]]
+    assert all((each == alone).all() for each in found)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_gradients_are_off(place, mode):
+    with mode():
+        inside = fine_tune(place / "bert", rows_of(place, "data"), **QUICK).predict(["hot soup"])
+    assert (inside == Classifier.load(place / "run").predict(["hot soup"])).all()
+
+
+def test_rows_may_be_an_array():
+    rows = [("hot soup", "kitchen"), ("rain", "weather")]
+    assert table_from_memory(np.array(rows)).rows == table_from_memory(rows).rows
 
 
 @pytest.mark.parametrize("data, words", [

@@ -841,7 +841,7 @@ def test_a_tokenizer_without_mask_token(tmp_path):
 
 
 def test_an_end_token_in_place_of_a_mask(folders):
-    with pytest.raises(InputError, match="end 'eos'"):
+    with pytest.raises(InputError, match="end eos"):
         asking(folders("roberta"), template=MASKED_TEMPLATE, end="eos")
 
 

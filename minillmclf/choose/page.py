@@ -1,5 +1,6 @@
 """What python -m minillmclf.choose prints: the facts, and the advice that follows from them."""
 import json
+import textwrap
 
 from ..cli.checks import refuse_multi_label
 from ..cli.memory import size_text
@@ -90,7 +91,8 @@ def machine_lines(facts):
         for method in m["methods"]:
             start = [m["name"][-28:], method["method"], f"{m['length']:,}"]
             if "reason" in method:
-                lines.append("  {:28} {:10} {:>13} {}".format(*start, method["reason"])[:WIDTH])
+                why = textwrap.shorten(method["reason"], WIDTH - 56, placeholder=" ...")
+                lines.append("  {:28} {:10} {:>13} {}".format(*start, why))
                 continue
             fits = {True: "yes", False: "NO", None: "not known"}[method["fits"]]
             needed = "> " * method["at_least"] + size_text(method["bytes"])

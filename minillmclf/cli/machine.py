@@ -26,6 +26,7 @@ from ..training.monitors.nonfinite import locate_divergence
 from ..training.parallel import processes as parallel
 from ..training.probe import START_STRENGTH, STRENGTH, fit_probe
 from ..training.recompute import recompute_blocks
+from ..tuning.selection import four_bit_sizes
 from .device import device_kind
 
 
@@ -46,8 +47,19 @@ def peak_memory_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
+def refuse_fp16(model):
+    """InputError for a model that cannot be trained with --precision fp16."""
+    fault = "4-bit layers compute in fp32 or bf16" if four_bit_sizes(model) else ""
+    if model.backbone.FULL_PRECISION:                      # T5's
+        fault = "T5's hidden states may pass 65504, the largest number of fp16"
+    if fault:
+        raise InputError(f"--precision fp16: {fault}: take --precision bf16 or fp32")
+
+
 def prepare_for_training(s, model):
     """Replicate or shard a built classifier, and set up gradient checkpointing."""
+    if s.precision == "fp16":
+        refuse_fp16(model)
     parallel.replicate_model(model)
     if s.parallel == "fsdp":
         from ..training.parallel.fsdp import shard_model   # it loads 600 modules of torch

@@ -4,6 +4,7 @@ A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit c
 """
 import argparse
 import errno
+import logging
 import os
 import re
 import signal
@@ -155,6 +156,7 @@ def run(main, needs_reader=False):
     needs_reader: the command only prints, so it ends when nobody reads its output any more.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")       # waiting threads soon free their core
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)     # it warns of kernels it can miss
     spare, before = replace_closed_streams(), (sys.stdout, sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     out = sys.stdout = BreakableStream(sys.stdout, spare, needs_reader)

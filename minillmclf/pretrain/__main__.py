@@ -22,8 +22,7 @@ POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "bat
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0],
-               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0])
     p.add_argument("--out", required=True,
                    help="folder of the new checkpoint; its state lies there too")
     p.add_argument("--overwrite", action="store_true",
@@ -35,37 +34,44 @@ def parse(arguments=None):
     p.add_argument("--pairs", nargs="+", metavar="FILE.jsonl[:WEIGHT]",
                    help='clm, spans: lines {"prompt": ..., "answer": ...}, only answers are '
                         "learned")
-    p.add_argument("--objective", choices=list(ARCH), default="distill")
+    p.add_argument("--objective", choices=list(ARCH), default="distill",
+                   help="distill: a BERT from a teacher's vectors; mlm: masked words, a BERT; clm: "
+                        "the next word, a LLaMA; spans: missing spans, a T5 [distill]")
     p.add_argument("--teacher", help="folder of the teacher (distill; clm and spans with --pairs "
                                      "and --text: its vectors are learned too)")
     p.add_argument("--vector-weight", type=float, metavar="W",
                    help="clm, spans: of the distance to the teacher's vectors, in the sum with the "
-                        "losses of text and answers, 1 each (default: 1)")
+                        "losses of text and answers, 1 each [1]")
     p.add_argument("--start", help="folder of a checkpoint to go on from, instead of a new model "
                                    "(its vocabulary stays)")
     p.add_argument("--head-only", action="store_true",
                    help="mlm: the body of --start stays as it is, its masked-LM head learns, a new "
                         "one if it has none")
-    p.add_argument("--vocab-size", type=int, default=8000)
+    p.add_argument("--vocab-size", type=int, default=8000, help="pieces of a new vocabulary [8000]")
     for name, what in SIZES.items():
         sizes = ", ".join(f"{arch} {shape[name]}" for arch, shape in SHAPES.items())
         p.add_argument(f"--{name.replace('_', '-')}", type=int, default=argparse.SUPPRESS,
-                       help=f"{what} (default: {sizes})")
-    p.add_argument("--steps", type=int, default=7000)
+                       help=f"{what} [{sizes}]")
+    add_training_flags(p)
+    return check(p.parse_args(arguments))
+
+
+def add_training_flags(p):
+    """Add the flags that say how training goes, not what is trained."""
+    p.add_argument("--steps", type=int, default=7000, help="steps of training in all [7000]")
     p.add_argument("--batch-size", type=int, default=64,
-                   help="sentences, packed rows or pairs a step")
+                   help="sentences, packed rows or pairs a step [64]")
     p.add_argument("--length", type=int, default=128,
-                   help="tokens of a packed row, and of a pair (clm, spans)")
-    p.add_argument("--lr", type=float, default=1e-3)
+                   help="tokens of a packed row, and of a pair (clm, spans) [128]")
+    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate [0.001]")
     add_device_flag(p)
     p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
-                   help="bf16 is faster on a GPU, and where the CPU has it")
+                   help="bf16 is faster on a GPU, and where the CPU has it [fp32]")
     p.add_argument("--save-every", type=int, default=250,
-                   help="steps between two states on disk, and held-out losses")
-    p.add_argument("--seed", type=int, default=0)
+                   help="steps between two states on disk, and held-out losses [250]")
+    p.add_argument("--seed", type=int, default=0, help="of weights, order and masks [0]")
     p.add_argument("--threads", type=int, default=None,
-                   help="CPU threads (default: torch's choice)")
-    return check(p.parse_args(arguments))
+                   help="CPU threads [torch's choice]")
 
 
 def check(a):

@@ -40,7 +40,8 @@ def read_records(data):
 
 
 def read_record(row, where):
-    """One row of a list -> {column: value}."""
+    """One row of a list, or of a numpy array -> {column: value}."""
+    row = row.tolist() if hasattr(row, "tolist") else row
     if isinstance(row, Mapping):
         return {str(name): value for name, value in row.items()}
     if isinstance(row, (tuple, list)) and len(row) == 2:

@@ -26,8 +26,8 @@ class MaskReadout(LabelReadout):
             raise InputError("this tokenizer has no mask token: label texts cannot be read from "
                              "this encoder")
         if end == "eos":
-            raise InputError("end 'eos': in place of mask tokens a label has no end token: leave "
-                             "out --end, and --objective completion, which needs one")
+            raise InputError("--end eos and --objective completion, which needs it: in place of "
+                             "mask tokens a label has no end token: leave them out")
         masked = Prompt(prompt.template, prompt.instruction, prompt.shots, tokenizer.mask_text)
         super().__init__(tokenizer, labels, masked, label_texts, end, score_by)
         self.mask_id = tokenizer.mask_id
