@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,27 @@ def test_a_run_killed_at_any_change_of_the_disk_goes_on_to_the_same_bytes(
         "the seed has no effect")
     code, _, error, _ = forked("pretrain", arguments(tmp_path / "whole", lr=0.1))
     assert code == 2 and "belongs to a run with other settings" in error
+
+
+@pytest.mark.parametrize("begin", ["anew", "from a model"])
+def test_a_run_that_replaces_a_model_is_killed_and_leaves_no_mixture(begin, text, tmp_path):
+    def asked(name):
+        start = {"start": base} if begin == "from a model" else {}
+        given = settings(shutil.copytree(older, tmp_path / name), text, objective="mlm", steps=2,
+                         save_every=2, **start)
+        return "pretrain", [*given, "--overwrite"]
+
+    def model(folder):
+        return {name: (folder / name).read_bytes() for name in RESULTS[:4]}
+    older, base = bert_folder(tmp_path / "older"), bert_folder(tmp_path / "base", lm_head=True)
+    WordPiece.from_vocab([*PIECES[:-6], *PIECES[:-7:-1]]).save(older)
+    code, _, error, moves = forked(*asked("whole"))
+    assert code == 0 and moves > 5, error
+    for move in range(1, moves + 1):
+        assert forked(*asked(str(move)), move=move)[0] == -signal.SIGKILL
+        if (tmp_path / str(move) / "config.json").exists():
+            assert model(tmp_path / str(move)) in (model(older), model(tmp_path / "whole")), (
+                f"killed at change {move} of {moves}")
 
 
 def test_stopped_it_saves_and_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):

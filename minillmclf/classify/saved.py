@@ -6,13 +6,12 @@ that transformers does not have are in config.json under "minillmclf". After a t
 leaves the base unchanged, only what was trained is saved (tuning/saved.py).
 """
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from ..errors import InputError
-from ..files import NEW_MODEL, find_model, move_files, remove_path, short
-from ..models.tensor_files import WEIGHTS, write_checkpoint
+from ..files import find_model, short
+from ..models.tensor_files import replacing_model, write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.frozen import frozen_matrices, half_modules
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
@@ -112,23 +111,12 @@ def load(cls, path, base=None, device=None):
 
 
 def save(model, path):
-    """As Classifier.save. A model that lies in the folder stays as it is until all files of this
-    one are written, in a folder inside. While they are moved up, nothing can be loaded there."""
-    folder, is_tuned = Path(path), (model.tuning or {}).get("method") in ADAPTER_METHODS
-    write, place = save_tuned if is_tuned else save_whole, folder / NEW_MODEL
-    names = (TUNED,) if is_tuned else ("config.json", peft.CONFIG, TUNED)  # what load looks for
-    if not any((folder / name).exists() for name in (*names, NEW_MODEL)):
-        return write(model, folder)
-    remove_path(place)                                                     # of a killed process
-    try:
-        write(model, place)
-    except BaseException:
-        remove_path(place)
-        raise
-    weights = () if is_tuned else [old for pattern in WEIGHTS for old in folder.glob(pattern)]
-    for old in [*(folder / name for name in names), *weights]:
-        remove_path(old)
-    move_files(place, folder, names)
+    """As Classifier.save. A model that lies in the folder stays until this one is written."""
+    if model.tuning is not None and model.tuning["method"] in ADAPTER_METHODS:
+        with replacing_model(path, (TUNED,), ()) as place:
+            return save_tuned(model, place)
+    with replacing_model(path, ("config.json", peft.CONFIG, TUNED)) as place:
+        save_whole(model, place)
 
 
 def save_whole(model, path):

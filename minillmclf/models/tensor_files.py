@@ -6,6 +6,7 @@ it. File format: https://github.com/huggingface/safetensors
 import json
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
-from ..files import read_json, replacing_file, short, write_text
+from ..files import (NEW_MODEL, move_files, read_json, remove_path, replacing_file, short,
+                     write_text)
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")      # as patterns
+WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")      # patterns of files' names
 SHARD_BYTES = 5 * 10**9
 # pattern of a tensor's name that is not in NAMES -> what is wrong, and what to do
 REMEDIES = (
@@ -140,6 +142,31 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
     stale = {path for path in folder.glob("model-*-of-*.safetensors") if path.name not in files}
     for path in stale | {folder / (SINGLE_FILE if len(files) > 1 else INDEX_FILE)}:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_model(folder, names, weights=WEIGHTS):
+    """with replacing_model(folder, names) as place: ...   A model that is saved in the folder
+    `place` takes the place of the one in `folder` at the end; if saving fails, that stays as it is.
+
+    names: the files that a model is known by; without them nothing is loaded from `folder` while
+    files are moved there. weights: patterns of further files of the old model. `place` is `folder`
+    itself if there is no old model.
+    """
+    folder, place = Path(folder), Path(folder) / NEW_MODEL
+    if not any((folder / name).exists() for name in (*names, NEW_MODEL)):
+        yield folder
+        return
+    remove_path(place)                                         # of a killed process
+    try:
+        yield place
+    except BaseException:
+        remove_path(place)
+        raise
+    old = [path for pattern in weights for path in folder.glob(pattern)]
+    for path in [*(folder / name for name in names), *old]:
+        remove_path(path)
+    move_files(place, folder, names)
 
 
 def cut_shards(tensors, itemsize, shard_bytes):

@@ -17,7 +17,7 @@ from ..cli.progress import Progress
 from ..errors import InputError, Stopped
 from ..files import check_fields, find_model, remove_path, write_text
 from ..models import initialise_weights, load_backbone, model_class, save_backbone
-from ..models.tensor_files import open_tensors
+from ..models.tensor_files import open_tensors, replacing_model
 from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
 from ..training.checkpoint import Store, seed_step
 from ..training.loop import autocast
@@ -86,7 +86,9 @@ def prepare(a, items, weights):
     else:
         if not state.exists():
             write_text(log, "")                          # marks the folder as one of this command
-            learn_vocabulary(a, items, weights).save(a.out)
+            vocabulary = learn_vocabulary(a, items, weights)
+            remove_path(out / "config.json")             # an old model would read the new words
+            vocabulary.save(a.out)
         tokenizer = load_tokenizer(a.out)
         student = new_student(a, tokenizer)
     return tokenizer, student, build_task(a, student, tokenizer)
@@ -284,7 +286,8 @@ def save(a, task, tokenizer, log):
     elif a.head_only:
         with open_tensors(find_model(a.start) / "model.safetensors") as file:
             pooler = {name: file.get_tensor(name) for name in file.keys() if ".pooler." in name}
-    save_backbone(task.student, a.out, torch.float16, pooler)
     tokenizer.max_length = task.student.max_tokens
-    tokenizer.save(a.out)
+    with replacing_model(a.out, ["config.json"]) as place:
+        tokenizer.save(place)
+        save_backbone(task.student, place, torch.float16, pooler)
     write_text(Path(a.out) / "pretrain.jsonl", "".join(json.dumps(line) + "\n" for line in log))
