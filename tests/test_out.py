@@ -20,7 +20,7 @@ from minillmclf.report import __main__ as report
 from minillmclf.predict import stream
 from minillmclf import train
 from minillmclf.classify.classifier import Classifier
-from minillmclf.cli import outputs
+from minillmclf.cli import outputs, training_run
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from tests.bench import __main__ as bench
@@ -187,7 +187,7 @@ def test_merge_asks(place, call, tmp_path):
     assert Classifier.load(tmp_path / "mine").tuning is None, "the run that lay there is still read"
 
 
-def test_train_asks_before_it_replaces_an_adapter(place, call, tmp_path):
+def test_train_asks_before_it_replaces_an_adapter(place, call, tmp_path, monkeypatch):
     adapter = shutil.copytree(place / "lora" / "adapter", tmp_path / "adapter")
     before = state_of(adapter)
     given = (train, "--model", place / "bert", "--data", place / "data.csv", *QUICK, "--out",
@@ -195,7 +195,16 @@ def test_train_asks_before_it_replaces_an_adapter(place, call, tmp_path):
     code, said = call(*given)
     assert code == 2 and "holds adapter_config.json but no run.json" in said, said
     assert state_of(adapter) == before
-    assert call(*given, "--overwrite")[0] == 0 and Classifier.load(adapter).tuning is None
+    Classifier.load(place / "lora").save(tmp_path / "saved")                 # without a run.json
+    for out in (adapter, tmp_path / "saved"):
+        before = state_of(out)
+        with monkeypatch.context() as patch:
+            patch.setattr(training_run, "fit_with_progress", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                call(*given[:-1], out, "--overwrite")
+        assert before.items() <= state_of(out).items(), "it is gone before another is there"
+        assert call(*given[:-1], out, "--overwrite")[0] == 0
+        assert Classifier.load(out).tuning is None
 
 
 def test_pretrain_asks(place, call, tmp_path):

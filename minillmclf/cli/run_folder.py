@@ -28,12 +28,12 @@ from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up
 STATE_FILES = ("state.safetensors", "best.safetensors")
-RUN_FILES = ("run.json", "tuned.json", "config.json", "metrics.jsonl", "predictions.csv",
-             "report.html", *STATE_FILES, "tokenizer.json", "tokenizer_config.json",
-             "model.safetensors", "model.safetensors.index.json", "adapter_config.json",
-             "adapter_model.safetensors", "adapter/adapter_config.json",
-             "adapter/adapter_model.safetensors", "adapter/minillmclf.json")
-MODEL_FILES = ("run.json", "config.json", "adapter_config.json")    # OUT with one of them is taken
+MODEL_FILES = ("run.json", "config.json", "adapter_config.json", "tuned.json")
+RUN_FILES = (*MODEL_FILES, "metrics.jsonl", "predictions.csv", "report.html", *STATE_FILES,
+             "tokenizer.json", "tokenizer_config.json", "model.safetensors",
+             "model.safetensors.index.json", "adapter_model.safetensors",
+             "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+             "adapter/minillmclf.json")
 OBJECT = (lambda v: isinstance(v, dict), "an object")
 RECORD_FIELDS = {                       # of run.json, as files.check_fields takes them
     "settings?": OBJECT, "finished?": (lambda v: isinstance(v, bool), "true or false"),
