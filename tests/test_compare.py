@@ -371,6 +371,9 @@ def test_a_comparison_of_other_data_or_columns_is_kept(call, tmp_path):
     assert code == 0 and "finished before" in printed, "more of the same data needs no flag: " + err
     assert call(*given, "--overwrite", "--data", tmp_path / "other.csv")[0] == 0
     assert call(*given, "--data", tmp_path / "other.csv")[0] == 0
+    (tmp_path / "out" / "settings.json").write_text("{")
+    code, _, err = call(*given, *plain)
+    assert code == 2 and "settings.json: not valid JSON" in err and "or --overwrite" in err, err
 
 
 def test_a_class_with_fewer_rows_than_a_size_is_noted(call, tmp_path):

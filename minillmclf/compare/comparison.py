@@ -14,7 +14,7 @@ from ..cli.outputs import check_out_folder, lock_folder
 from ..cli.rows import load_dataset, too_few_note
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
-from ..files import find_model, remove_path, short, write_json, write_text
+from ..files import find_model, remove_path, write_json, write_text
 from ..report.figures import save_figure
 from ..text.table_files import read_table
 from ..tuning import tune
@@ -22,7 +22,7 @@ from ..tuning.quant_files import open_checkpoint
 from . import pictures
 from .configurations import SHARED_SETTINGS, make_configurations, labels_of, read_sweep
 from .runs import Run, folder_of, run_once
-from .source import other_source, source_of
+from .source import refuse_other_comparison, source_of
 from .summary import summarise
 from .table import csv_of_runs, comparison_markdown
 
@@ -48,10 +48,8 @@ def compare(a, overwrite):
     data = load_dataset(replace(shared, readout="labels"))
     notes = notes_on_sizes(a.learning_curve, data)
     with lock_folder(out):
-        if not overwrite and (out / "settings.json").exists():
-            if other := other_source(out, data):
-                raise InputError(f"--out {short(out, 200)}: holds a comparison of {other}: choose "
-                                 "another --out, or --overwrite")
+        if not overwrite:
+            refuse_other_comparison(out, data)
         (out / "cells").mkdir(parents=True, exist_ok=True)     # which check_folder looks for
         path, sha256 = write_split(shared, data, out)
         configurations = [replace(c, settings=replace(c.settings, data=path))

@@ -2,7 +2,8 @@
 from pathlib import Path
 
 from ..cli.settings import Settings, with_current_names
-from ..files import check_fields, read_json
+from ..errors import InputError
+from ..files import check_fields, read_json, short
 from ..text.examples import split_names
 
 
@@ -47,3 +48,16 @@ def other_source(folder, data):
              "text_columns": f"other text columns ({', '.join(known['text_columns'])})",
              "label_column": f"another label column ({known['label_column']})"}
     return next((words[key] for key in words if known[key] != here[key]), "")
+
+
+def refuse_other_comparison(out, data):
+    """InputError if OUT holds a comparison that is not of the rows and columns of a Dataset."""
+    if not (out / "settings.json").exists():
+        return
+    try:
+        other = other_source(out, data)
+    except InputError as error:                            # a damaged file
+        raise InputError(f"{error}, or --overwrite") from None
+    if other:
+        raise InputError(f"--out {short(out, 200)}: holds a comparison of {other}: choose another "
+                         "--out, or --overwrite")
