@@ -17,9 +17,10 @@ from minillmclf.choose.advice import (FEW_ROWS_GAIN, advise, command_of, is_near
                                        measured_flags)
 from minillmclf.classify.family_heads import build_head
 from minillmclf.cli.memory import training_memory
+from minillmclf.compare.source import other_source, source_of
 from minillmclf.models import load_backbone
 from minillmclf.cli.settings import Settings, read_settings
-from minillmclf.text.data import load_data
+from minillmclf.text.data import Dataset, load_data
 
 
 def model(kind="encoder", name=None, median=50, limit=100, over=0.0, fit=("full", "lora", "qlora")):
@@ -113,9 +114,30 @@ def comparison(folder, data, rows=ROWS, **asked):
     return folder
 
 
+def of(path, sha256="0", text="text", label="label"):
+    """The Dataset of a file."""
+    return Dataset("d", [], [], [], [], (text,), {"path": path, "sha256": {path: sha256}},
+                   label_column=label)
+
+
+def test_a_comparison_is_of_the_rows_and_columns_that_it_read(tmp_path):
+    folder = comparison(tmp_path / "c", "my.csv", source=source_of(of("my.csv")))
+    assert measured.comparison_facts(str(folder), of("moved.csv")), "the same rows, moved"
+    for data, words in ((of("my.csv", sha256="1"), "other rows than my.csv has now"),
+                        (of("my.csv", label="long"), "another label column (label)"),
+                        (of("my.csv", text="title"), "other text columns (text)")):
+        refused(lambda: measured.comparison_facts(str(folder), data), "--comparison", words)
+    old = comparison(tmp_path / "old", "my.csv", label_column="topic", text_column="a, b")
+    assert not other_source(old, Dataset("d", [], [], [], [], ("a", "b"), of("my.csv").source,
+                                         label_column="topic"))
+    assert other_source(old, of("my.csv")) == "other text columns (a, b)"
+    broken = comparison(tmp_path / "broken", "my.csv", source={"sha256": 3})
+    refused(lambda: other_source(broken, of("my.csv")), "settings.json", "source")
+
+
 def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):
     folder = comparison(tmp_path / "runs" / "mine", "my.csv")
-    found = measured.comparison_facts(str(folder), "my.csv")
+    found = measured.comparison_facts(str(folder), of("my.csv"))
     assert found["best"] == ROWS[1] and found["fastest"] == ROWS[3], (
         "fastest: of trained rows, the baseline is none")
     assert found["cheapest"] == ROWS[2], (
@@ -130,23 +152,23 @@ def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):
                  "test accuracy"):
         assert part in text, text
     monkeypatch.chdir(tmp_path)
-    assert measured.comparison_facts(None, "my.csv")["folder"] == "runs/mine", (
+    assert measured.comparison_facts(None, of("my.csv"))["folder"] == "runs/mine", (
         "the comparison in runs/ is found")
     comparison(tmp_path / "runs" / "vain", "my.csv", [])
-    assert measured.comparison_facts(None, "my.csv")["folder"] == "runs/mine", (
+    assert measured.comparison_facts(None, of("my.csv"))["folder"] == "runs/mine", (
         "a newer one that trained nothing is passed over")
-    assert measured.comparison_facts(None, "other.csv") is None, "that of other data is not"
-    refused(lambda: measured.comparison_facts(str(folder), "other.csv"),
-            "--comparison", "other data than other.csv")
-    refused(lambda: measured.comparison_facts(str(comparison(tmp_path / "empty", "a", [])), "a"),
-            "has no rows")
-    refused(lambda: measured.comparison_facts(str(tmp_path / "nothing"), "a"),
+    assert measured.comparison_facts(None, of("other.csv")) is None, "that of other data is not"
+    refused(lambda: measured.comparison_facts(str(folder), of("other.csv")),
+            "--comparison", "other rows than other.csv has now (its --data is my.csv)")
+    empty = str(comparison(tmp_path / "empty", "a", []))
+    refused(lambda: measured.comparison_facts(empty, of("a")), "has no rows")
+    refused(lambda: measured.comparison_facts(str(tmp_path / "nothing"), of("a")),
             "settings.json: is not there")
 
 
 def test_where_nothing_trained_comes_near_a_baseline_the_rules_advise_and_it_is_said(tmp_path):
     rows = [row("bag-of-words", ""), row("bert, full", score=0.95, dev=0.8, best=True)]
-    found = measured.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), "a")
+    found = measured.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), of("a"))
     assert found["cheapest"] is None
     flags, why = advise(facts(comparison=found))
     assert flags["model"] == "encoder" and "worse on dev than the best (bag-of-words)" in why[0]
@@ -164,7 +186,7 @@ def test_near_is_within_one_standard_error_of_the_best_on_dev():
 def test_the_best_log_loss_is_the_smallest(tmp_path):
     rows = [row("a", dev=0.5, metric="log_loss", best=True), row("b", dev=0.4, metric="log_loss")]
     assert measured.comparison_facts(str(comparison(tmp_path / "c", "a", rows)),
-                                     "a")["best"]["label"] == "b"
+                                     of("a"))["best"]["label"] == "b"
 
 
 def test_a_models_own_settings_and_those_of_all_are_flags():

@@ -293,6 +293,16 @@ def test_rows_per_class(place, call, tmp_path):
         "a smaller set should lie in the larger one")
 
 
+def test_a_class_with_fewer_rows_is_noted(place, capsys):
+    from minillmclf.cli.rows import draw_rows
+    from minillmclf.text.data import load_data
+    rows = load_data(place / "data.csv").train
+    assert len(draw_rows(rows, 10, 0)) == 30 and not capsys.readouterr().err
+    assert draw_rows(rows, 11, 0) and draw_rows(rows, 11, 1)
+    assert capsys.readouterr().err == ("note: 3 of 3 classes have fewer than 11 train rows and "
+                                       "give all of them: 'garden' has 10\n"), "once"
+
+
 def test_min_steps_adds_epochs(place, call, tmp_path):
     trained(place, call, tmp_path / "run", min_steps=9)               # 4 steps an epoch
     assert [(line["epoch"], line["step"]) for line in epochs_of(tmp_path / "run")] == [

@@ -163,6 +163,8 @@ def test_compare(place, call, started, tmp_path):
 
 
 @pytest.mark.parametrize("words, given", [
+    (["--learning-curve 11", "10 train rows"],
+     ["--models", "majority", "--learning-curve", "2", "11"]),
     (["nowhere", "no such model"], ["--models", "majority", "nowhere"]),
     (["nowhere", "no such model"], ["--models", "majority", "nowhere@lr=1e-3"]),
     (["'speed'", "bert@speed=3"], ["--models", "bert@speed=3"]),
@@ -339,11 +341,51 @@ def test_a_cell_runs_again_if_what_it_was_made_from_has_changed(place, call, sta
     small.bert_folder(model, layers=2)
     assert again() == 1 and again() == 0, "another model under the same name"
     small.data_file(data, seed=1)
-    assert again() == 1 and again() == 0, "other rows under the same name"
+    code, _, err = call("--models", model, "--data", data, "--out", tmp_path / "out")
+    assert code == 2 and f"of other rows than {data} has now" in err, err
+    assert again("--overwrite") == 1 and again() == 0, "other rows under the same name"
     cell, = [p for p in (tmp_path / "out" / "cells").glob("bert-*")
              if record(p)["settings"]["lr"] == 3e-4]
     (cell / "predictions.csv").unlink()
     assert again() == 1, "a cell without its predictions is of no use"
+
+
+def test_a_comparison_of_other_data_or_columns_is_kept(call, tmp_path):
+    rows = [(text, label, "xy"[i % 2], f"{text} {i}")
+            for i, (text, label) in enumerate(small.texts_of(random.Random(3), 60))]
+    for name in ("plain.csv", "other.csv"):
+        with open(tmp_path / name, "w", newline="") as file:
+            csv.writer(file).writerows([("text", "label", "second", "title"), *rows])
+        rows = rows[:40]
+    given = ["--seeds", "1", "--out", tmp_path / "out", "--models", "majority"]
+    plain = ["--data", tmp_path / "plain.csv"]
+    assert call(*given, *plain)[0] == 0
+    before = files(tmp_path)
+    for more, words in ((["--data", tmp_path / "other.csv"], "other rows than"),
+                        ([*plain, "--label-column", "second"], "another label column (label)"),
+                        ([*plain, "--text-column", "title"], "other text columns (text)")):
+        code, _, err = call(*given, *more)
+        assert code == 2 and f"a comparison of {words}" in err and "--overwrite" in err, err
+        assert err.count("\n") == 1 and files(tmp_path) == before
+    code, printed, err = call(*given, "bag-of-words", *plain, "--learning-curve", "2", "all")
+    assert code == 0 and "finished before" in printed, "more of the same data needs no flag: " + err
+    assert call(*given, "--overwrite", "--data", tmp_path / "other.csv")[0] == 0
+    assert call(*given, "--data", tmp_path / "other.csv")[0] == 0
+    (tmp_path / "out" / "settings.json").write_text("{")
+    code, _, err = call(*given, *plain)
+    assert code == 2 and "settings.json: not valid JSON" in err and "or --overwrite" in err, err
+
+
+def test_a_class_with_fewer_rows_than_a_size_is_noted(call, tmp_path):
+    rows = [(f"{label} {split} {i}", label, split) for label, count in (("a", 9), ("b", 3))
+            for split in ("train", "dev", "test") for i in range(count)]
+    with open(tmp_path / "data.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "split"), *rows])
+    code, printed, err = call("--models", "majority", "--seeds", "1", "--learning-curve", "3", "9",
+                              "--data", tmp_path / "data.csv", "--out", tmp_path / "out")
+    note = "1 of 2 classes have fewer than 9 train rows and give all of them: 'b' has 3"
+    assert code == 0 and printed.startswith(note) and "than 3 train" not in printed, err
+    assert note in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_file_without_splits_is_split_once_for_all_seeds(place, call, started, tmp_path):
@@ -590,12 +632,15 @@ def test_pictures_stand_beside_the_table_where_matplotlib_is(tmp_path, monkeypat
     one = tmp_path / "one"
     one.mkdir()
     smaller = [row for row in rows if row["size"] == 10]
+    (one / "curve.svg").write_text("of an earlier table")
     assert comparison.draw_pictures(smaller, one) == ", cost.svg", "a curve needs two sizes"
+    assert [path.name for path in one.iterdir()] == ["cost.svg"], "the earlier curve has gone"
 
     def absent(*_):
         raise InputError("matplotlib is not installed")
     monkeypatch.setattr(pictures, "cost_figure", absent)
     assert comparison.draw_pictures(rows, tmp_path) == "; no pictures: matplotlib is not installed"
+    assert not [*tmp_path.glob("*.svg")], "pictures of an earlier table lie beside the new one"
 
 
 UNEVEN = (("train", 48, 1, 0.15), ("dev", 24, 6, 0.5), ("test", 18, 3, 0.1))   # rows, seed, noise

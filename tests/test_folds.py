@@ -326,8 +326,11 @@ def test_other_test_rows_are_asked_anew(place, call, tmp_path, monkeypatch):
     write(tmp_path / "new.csv", ("text",), [("rose soil",), ("storm",)])
     monkeypatch.setattr(training_run, "train_run",
                         lambda *_, **__: pytest.fail("other test rows are no reason to train"))
-    code, out, err = call(*arguments(place, tmp_path / "out")[:-len(QUICK)], *QUICK,
-                          "--test", tmp_path / "new.csv", "--sample", "")
+    given = [*arguments(place, tmp_path / "out")[:-len(QUICK)], *QUICK,
+             "--test", tmp_path / "new.csv", "--sample", ""]
+    refused(call, ["submission.csv: answers other rows", "move it"], tmp_path, *given)
+    (tmp_path / "out" / "submission.csv").rename(tmp_path / "first.csv")
+    code, out, err = call(*given)
     assert code == 0, err
     rows = read(tmp_path / "out" / "submission.csv")
     assert list(rows[0]) == ["id", "p_garden", "p_kitchen", "p_weather"]
@@ -344,8 +347,14 @@ def test_as_many_other_test_rows_are_asked_anew_too(place, call, tmp_path):
     shutil.copytree(place / "out", tmp_path / "out")
     texts = [text for text, _ in small.texts_of(random.Random(9), 12)]
     write(tmp_path / "new.csv", ("id", "text"), list(enumerate(texts)))
-    code, _, err = call(*arguments(place, tmp_path / "out"), "--test", tmp_path / "new.csv")
+    given = [*arguments(place, tmp_path / "out"), "--test", tmp_path / "new.csv"]
+    refused(call, ["submission.csv: answers other rows", "--overwrite"], tmp_path, *given)
+    (tmp_path / "out" / "submission.csv").unlink()
+    code, _, err = call(*given)
     assert code == 0, err
+    write(tmp_path / "s.csv", ("id", "kitchen", "garden", "weather"),
+          [(i, 0.3, 0.3, 0.4) for i in range(12)])
+    refused(call, ["submission.csv: answers"], tmp_path, *given, "--sample", tmp_path / "s.csv")
     rows = {row["id"]: row for row in read(tmp_path / "out" / "submission.csv")}
     t = json.loads((tmp_path / "out" / "folds.json").read_text())["temperature"]
     expected = mean_of(tmp_path / "out", texts, t)
@@ -394,12 +403,17 @@ def test_ctrl_c_goes_on(place, tmp_path):
     assert answers(tmp_path / "out") == answers(place / "out")
 
 
-def test_other_folds_in_the_same_folder_are_refused(place, call):
+def test_other_folds_in_the_same_folder_are_refused(place, call, tmp_path):
+    shutil.copy(place / "train.csv", tmp_path / "other.csv")
     before = files(place / "out")
-    for more in (("--seed", 1), ("--folds", 4), ("--group", "id,text"), ("--lr", "1e-3")):
+    for more, differ in (
+            (("--seed", 1), "seed, division into folds"), (("--lr", "1e-3"), "lr"),
+            (("--folds", 4), "division into folds (fold 1 of 3 before, fold 1 of 4 now)"),
+            (("--group", "label,text"), "division into folds"),
+            (("--data", tmp_path / "other.csv"), "data, sha256 of the data")):
         code, _, err = call(*arguments(place, place / "out", *more))
         assert code == 2 and err.count("\n") == 1, (more, err)
-        assert "fold-1: holds a run with another" in err, (more, err)
+        assert f"fold-1: holds a run with another {differ}: choose another" in err, (more, err)
     assert files(place / "out") == before
 
 

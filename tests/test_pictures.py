@@ -163,6 +163,7 @@ def test_rows_without_a_cost_are_named_not_dropped_silently(drawn):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         comparisons.cost_figure(crowd(), "memory_mb")                    # all the same cost
+        comparisons.cost_figure([row("a", 0.5, train_seconds=0.1)])      # one, a power of ten
 
 
 def test_confusion_says_counts_and_shares(drawn):

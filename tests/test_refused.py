@@ -272,12 +272,13 @@ def test_damaged_answers_of_a_cell_are_told(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"models": [3]}, {"models": "x"}, {"epochs": "3"}, {"method": []}]
+    "settings",
+    [{"models": [3]}, {"models": "x"}, {"epochs": "3"}, {"method": []}, {"source": {}}],
 )
 def test_damaged_settings_of_a_comparison_are_told(tmp_path, settings):
     (tmp_path / "settings.json").write_text(json.dumps({"data": "tickets", **settings}))
     refused(
-        lambda: measured.comparison_facts(str(tmp_path), "tickets"),
+        lambda: measured.comparison_facts(str(tmp_path), load_data("tickets")),
         "settings.json",
         next(iter(settings)),
     )

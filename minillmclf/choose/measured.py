@@ -1,7 +1,7 @@
 """What python -m minillmclf.compare has measured on the same data, read from its folder."""
 from pathlib import Path
 
-from ..cli.settings import Settings, with_current_names
+from ..compare.source import other_source, read_comparison
 from ..errors import InputError
 from ..files import check_fields, is_number, read_json
 from ..training.metrics import METRICS
@@ -17,26 +17,12 @@ ROW_FIELDS = {                      # of a row in table.json, as files.check_fie
     "size": (lambda v: v == "all" or type(v) is int, "a number, or all"), "dev_rows?": COST,
     "dev": (is_number, "a number"), "train_seconds": COST, "ms_per_text": COST,
     "best": (lambda v: type(v) is bool, "true or false")}
-SETTINGS_FIELDS = {                 # of settings.json
-    "models?": (lambda v: v is None or isinstance(v, list) and all(isinstance(name, str)
-                for name in v), "a list of names"),
-    **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or
-                    kind is float and type(v) is int, "as train takes it")
-       for name, default in vars(Settings()).items() if name != "lr"}}
-
-
-def has_same_data(folder, data):
-    """Was this comparison made of the same data?"""
-    path = folder / "settings.json"
-    settings = check_fields(with_current_names(read_json(path)), SETTINGS_FIELDS, path)
-    own = settings.get("data", Settings().data)
-    return own == data or Path(own).resolve() == Path(data).resolve()
 
 
 def find_comparison(data):
-    """The newest comparison of these data in runs/ that has trained something, or None."""
+    """The newest comparison of a Dataset in runs/ that has trained something, or None."""
     tables = [table for table in Path("runs").glob("*/table.json")
-              if (table.parent / "settings.json").exists() and has_same_data(table.parent, data)
+              if (table.parent / "settings.json").exists() and not other_source(table.parent, data)
               and read_json(table).get("rows") != []]
     return max(tables, key=lambda table: table.stat().st_mtime).parent if tables else None
 
@@ -44,17 +30,18 @@ def find_comparison(data):
 def comparison_facts(asked, data):
     """What a comparison says at its largest training size -> dict, or None if there is none.
 
-    asked: its folder, or None to look into runs/. "best": the row with the best dev score;
-    "cheapest": of the trained rows near the best (advice.is_near), the one with the shortest
-    training; "fastest": the trained row with the least time a text. Test scores choose nothing.
+    asked: its folder, or None to look into runs/; data: the Dataset that it must be of. "best": the
+    row with the best dev score; "cheapest": of the trained rows near the best (advice.is_near), the
+    one with the shortest training; "fastest": the trained row with the least time a text. Test
+    scores choose nothing.
     """
-    if asked and not has_same_data(Path(asked), data):
-        raise InputError(f"--comparison {asked}: was made of other data than {data}: name those "
-                         "with --data, or leave it out")
+    if asked and (other := other_source(asked, data)):
+        raise InputError(f"--comparison {asked}: is of {other}: name the same with --data, "
+                         "--text-column and --label-column, or leave it out")
     folder = Path(asked) if asked else find_comparison(data)
     if folder is None:
         return None
-    settings, path = read_json(folder / "settings.json"), folder / "table.json"
+    settings, path = read_comparison(folder), folder / "table.json"
     rows = read_json(path).get("rows")
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: has no rows: make it with python -m minillmclf.compare")
@@ -69,6 +56,6 @@ def comparison_facts(asked, data):
     trained = [row for row in rows if row["method"] and row["train_seconds"] is not None]
     close = [row for row in trained if is_near(row, best)]
     timed = [row for row in trained if row["ms_per_text"] is not None]
-    return {"folder": str(folder), "settings": with_current_names(settings), "best": best,
+    return {"folder": str(folder), "settings": settings, "best": best,
             "cheapest": min(close, key=lambda row: row["train_seconds"], default=None),
             "fastest": min(timed, key=lambda row: row["ms_per_text"], default=None)}

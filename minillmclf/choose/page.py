@@ -23,8 +23,8 @@ def choose(a, given):
     s = read_settings({**given, "readout": "labels"})           # labels: any number of texts a row
     for name in a.models or ():
         find_model(name)
-    data, comparison = load_dataset(s), comparison_facts(a.comparison, s.data)
-    machine = machine_facts()
+    data, machine = load_dataset(s), machine_facts()
+    comparison = comparison_facts(a.comparison, data)
     models, left_out = all_model_facts(a.models, data, s, machine)
     facts = {"purpose": a.purpose, "rows_at_once": rows_at_once(s), "data": data_facts(data),
              "machine": machine, "models": models, "left_out": left_out, "comparison": comparison}

@@ -1,19 +1,23 @@
 """The rows of a run: read them, let the data doctor look, encode them, write predictions.csv."""
 import math
 import random
+from collections import Counter
 
 from ..errors import InputError
 from ..files import short, write_text
 from ..text.data import load_data
 from ..text.doctor import examine_data, unknown_share
-from ..text.examples import text_column_names
+from ..text.examples import print_note, text_column_names
 from .tables import csv_text
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
 
 
 def draw_rows(examples, per_class, seed):
-    """`per_class` rows of each class, drawn by the seed; a class with fewer gives all it has."""
+    """`per_class` rows of each class, drawn by the seed; a class with fewer gives all it has, and
+    this is said once."""
+    if note := too_few_note(examples, per_class):
+        print_note(note)
     order = sorted(examples, key=lambda e: (e.label, e.texts))
     random.Random(f"rows:{seed}").shuffle(order)
     seen, drawn = {}, []
@@ -22,6 +26,16 @@ def draw_rows(examples, per_class, seed):
         if seen[example.label] <= per_class:
             drawn.append(example)
     return drawn
+
+
+def too_few_note(examples, per_class):
+    """A line to print or write where a class has fewer than `per_class` rows, else ""."""
+    rows = Counter(e.label for e in examples)
+    few = [label for label in sorted(rows, key=rows.get) if rows[label] < per_class]
+    if not few:
+        return ""
+    return (f"{len(few)} of {len(rows)} classes have fewer than {per_class} train rows and "
+            f"give all of them: {short(few[0])} has {rows[few[0]]}")
 
 
 def load_dataset(s, table=None):

@@ -34,6 +34,7 @@ RUN_FILES = (*MODEL_FILES, "metrics.jsonl", "predictions.csv", "report.html", *S
              "model.safetensors.index.json", "adapter_model.safetensors",
              "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
              "adapter/minillmclf.json")
+FOLD_LINES = "lines of train, dev, test"       # beside a file's sha256, where folds shares it out
 OBJECT = (lambda v: isinstance(v, dict), "an object")
 RECORD_FIELDS = {                       # of run.json, as files.check_fields takes them
     "settings?": OBJECT, "finished?": (lambda v: isinstance(v, bool), "true or false"),
@@ -68,11 +69,21 @@ def compare_with_run(s, folder, data):
         record["settings"] = with_current_names(record["settings"])
     earlier = read_settings({}, path).decisive_settings()
     differ = [name for name, value in s.decisive_settings().items() if value != earlier[name]]
-    if record.get("data", {}).get("sha256") != data.source["sha256"]:
-        differ.append("sha256 of the data")
+    differ += differing_data(record.get("data", {}), data.source)
     if not differ and "base" in record and record["base"] != base_fingerprint(s):
         differ.append(f"base (the weights, config or tokenizer in {s.model} have changed)")
     return differ, record
+
+
+def differing_data(earlier, source):
+    """What differs between the data in a run.json and a Dataset's source -> a list of names."""
+    hashes, now, other = earlier.get("sha256"), source["sha256"], {FOLD_LINES: ""}
+    if hashes == now:
+        return []
+    if not isinstance(hashes, dict) or hashes | other != now | other:
+        return ["sha256 of the data"]
+    before, after = earlier.get("split"), source["split"]
+    return ["division into folds" + f" ({before} before, {after} now)" * (before != after)]
 
 
 def training_folder(s, out, data, overwrite=False):

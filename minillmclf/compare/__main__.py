@@ -44,7 +44,8 @@ def parse(arguments=None):
     p.add_argument("--out", default="runs/compare",
                    help="folder of the comparison [runs/compare]")
     p.add_argument("--overwrite", action="store_true",
-                   help="write into a folder that holds other things")
+                   help="write into a folder that holds other things, or a comparison of other "
+                        "data")
     names = [f.name for f in fields(Settings) if f.name not in DECIDED_SETTINGS]
     return add_settings(p, names).parse_args(arguments)
 

@@ -1,6 +1,7 @@
 """A comparison: find what can be trained, split the data once, train all runs, write tables."""
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.device import check_device, device_kind, device_of
 from ..cli.outputs import check_out_folder, lock_folder
-from ..cli.rows import load_dataset
+from ..cli.rows import load_dataset, too_few_note
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
-from ..files import find_model, write_json, write_text
+from ..files import find_model, remove_path, write_json, write_text
 from ..report.figures import save_figure
 from ..text.table_files import read_table
 from ..tuning import tune
@@ -21,9 +22,11 @@ from ..tuning.quant_files import open_checkpoint
 from . import pictures
 from .configurations import SHARED_SETTINGS, make_configurations, labels_of, read_sweep
 from .runs import Run, folder_of, run_once
+from .source import refuse_other_comparison, source_of
 from .summary import summarise
 from .table import csv_of_runs, comparison_markdown
 
+PICTURES = ("cost.svg", "curve.svg")
 FLAGS = ("models", "methods", "readouts", "sweep", "learning_curve", "seeds", "out")
 
 
@@ -40,26 +43,42 @@ def compare(a, overwrite):
     models = [find_model(c.settings.model) for c in configurations if not c.is_baseline]
     reads = [("--data", flags.get("data")), *(("--models", folder) for folder in models)]
     check_out_folder(out, (out / "cells").exists(), overwrite, reads)
+    shared = read_settings({key: flags[key] for key in (*SHARED_SETTINGS, "text_column")
+                            if key in flags})
+    data = load_dataset(replace(shared, readout="labels"))
+    notes = notes_on_sizes(a.learning_curve, data)
     with lock_folder(out):
+        if not overwrite:
+            refuse_other_comparison(out, data)
         (out / "cells").mkdir(parents=True, exist_ok=True)     # which check_folder looks for
-        shared = {key: flags[key] for key in (*SHARED_SETTINGS, "text_column") if key in flags}
-        path, sha256 = write_split(read_settings(shared), out)
+        path, sha256 = write_split(shared, data, out)
         configurations = [replace(c, settings=replace(c.settings, data=path))
                           for c in configurations]
         runs = [Run(c, size, seed, folder_of(out, c, size, seed))
                 for size in a.learning_curve for c in configurations for seed in range(a.seeds)]
         sizes = f"{len(configurations)} x {len(a.learning_curve)} sizes x {a.seeds} seeds"
-        lines = [*left_out, sizes, *[f"on {place}"] * (place != "cpu")]
+        lines = [*left_out, *notes, sizes, *[f"on {place}"] * (place != "cpu")]
         print("\n".join(lines), flush=True)
         metric = flags.get("metric", Settings().metric)
         run_all(runs, labels, sha256, metric)
-        write_tables(runs, labels, metric, left_out, out)
-        given = {key: getattr(a, key) for key in FLAGS} | flags
+        write_tables(runs, labels, metric, left_out, notes, out)
+        given = {key: getattr(a, key) for key in FLAGS} | flags | {"source": source_of(data)}
         given["learning_curve"] = list(map(str, a.learning_curve))
         write_text(out / "settings.json", json.dumps(given, indent=2) + "\n")
     if not any(run.is_finished for run in runs):
         raise InputError(f"nothing could be trained: {runs[0].record['reason']}")
     return 0
+
+
+def notes_on_sizes(sizes, data):
+    """--learning-curve -> a line for each size that a class of the Dataset does not reach.
+    InputError for one that no class reaches: its runs would be those of "all"."""
+    numbers = [size for size in sizes if size != "all"]
+    most = max(Counter(e.label for e in data.train).values())
+    if numbers and max(numbers) > most:
+        raise InputError(f"--learning-curve {max(numbers)}: the largest class has {most} train "
+                         f"rows: name all, or a number up to {most}")
+    return [note for size in numbers if (note := too_few_note(data.train, size))]
 
 
 def usable_device(name):
@@ -109,13 +128,13 @@ def obstacle(configuration, data):
     return ""
 
 
-def write_split(s, out):
+def write_split(s, data, out):
     """Make all seeds use the same split -> (path of the data, {file name: sha256}).
 
     A run splits a file without a column `split` by its own seed. So the rows of such a file are
     written to OUT/split.jsonl, with that column, as seed 0 splits them.
     """
-    data, path = load_dataset(replace(s, readout="labels")), out / "split.jsonl"
+    path = out / "split.jsonl"
     if data.source["split"] != "random":
         return s.data, data.source["sha256"]
     split = {e.row: name for name in ("train", "dev", "test") for e in getattr(data, name)}
@@ -164,10 +183,10 @@ def duration_text(seconds):
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def write_tables(runs, labels, metric, left_out, out):
+def write_tables(runs, labels, metric, left_out, notes, out):
     """Write table.md, table.csv, table.json and pictures to `out`; print table.md."""
     summary = summarise(runs, labels, metric)
-    text = comparison_markdown(summary, left_out)
+    text = comparison_markdown(summary, left_out, notes)
     write_text(out / "table.csv", csv_of_runs(runs, labels, summary))
     write_text(out / "table.md", text)
     write_json(out / "table.json", summary | {"not_made": left_out})
@@ -175,14 +194,17 @@ def write_tables(runs, labels, metric, left_out, out):
 
 
 def draw_pictures(rows, out):
-    """Save pictures: accuracy by cost; for several sizes, a learning curve -> a text about it."""
+    """Save pictures: accuracy by cost; for several sizes, a learning curve -> a text about it.
+    Those of an earlier table are removed."""
+    for name in PICTURES:
+        remove_path(out / name)
     sizes = {row["size"] for row in rows}
     largest = "all" if "all" in sizes else max(sizes, default="all")
     trained = [row for row in rows if row["trainable"] and row["size"] == largest]
     try:
-        made = {"cost.svg": pictures.cost_figure(trained)} if trained else {}
+        made = {PICTURES[0]: pictures.cost_figure(trained)} if trained else {}
         if len(sizes) > 1:
-            made["curve.svg"] = pictures.learning_curve_figure(rows)
+            made[PICTURES[1]] = pictures.learning_curve_figure(rows)
     except InputError as error:
         return f"; no pictures: {error}"
     for name, figure in made.items():

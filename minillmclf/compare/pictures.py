@@ -102,6 +102,10 @@ def cost_figure(table, by="train_seconds"):
 def draw_points(axes, shown, front):
     """Points with intervals, and the Pareto front as steps. shown: (name, cost, mean, below, above)
     for each point; front: the indices of points on the front, from cheap to expensive."""
+    costs = [point[1] for point in shown]
+    low, high = min(costs), max(costs)
+    margin = max(1.5, (high / low) ** 0.1)
+    axes.set_xlim(low / margin, high * margin)   # before points: one alone would be no range
     for n, (_, x, y, below, above) in enumerate(shown):
         ink, fill = (GOOD, GOOD) if n in front else (INK, PAPER)
         axes.errorbar(x, y, [[below], [above]], color=ink, marker="o", markersize=6,
@@ -109,10 +113,6 @@ def draw_points(axes, shown, front):
     x, y = np.array([shown[i][1:3] for i in front]).T
     axes.plot(np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1], color=GOOD, linewidth=1.2, zorder=1,
               label="Pareto front: nothing here is both cheaper and better")
-    costs = [point[1] for point in shown]
-    low, high = min(costs), max(costs)
-    margin = max(1.5, (high / low) ** 0.1)
-    axes.set_xlim(low / margin, high * margin)
     ticks = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 300 else (1,)
     axes.xaxis.set_major_locator(load_matplotlib().ticker.LogLocator(subs=ticks))
     axes.xaxis.set_major_formatter(                            # whole numbers, not powers of ten

@@ -51,8 +51,9 @@ def details_table(rows, score):
         for row in rows])
 
 
-def comparison_markdown(summary, left_out=()):
-    """table.md as text. left_out: a line for each configuration that cannot be trained."""
+def comparison_markdown(summary, left_out=(), notes=()):
+    """table.md as text. left_out: a line for each configuration that cannot be trained; notes:
+    lines about the sizes."""
     rows, out, metric = summary["rows"], [], summary["metric"].replace("_", " ")
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     score = f"{rows[0]['split']} {metric}" if rows else ""
@@ -66,6 +67,7 @@ def comparison_markdown(summary, left_out=()):
                   "chosen" if x["chosen"] else ""] for x in summary["sweep"]]
         header = ["", "rows a class", "settings", f"dev {metric}", "seeds", ""]
         out += ["**Sweep: chosen on dev rows only**", "", *markdown_table(header, lines), ""]
+    out += [f"{note}.\n" for note in notes]
     if rows:
         several = min(row["seeds"] for row in rows) > 1
         out.append(f"In brackets {NOTE}" if several else

@@ -18,7 +18,7 @@ from ..cli.checks import refuse_multi_label
 from ..cli.device import check_device
 from ..cli.outputs import check_out_folder, check_out_file
 from ..cli.rows import draw_rows, encode_examples
-from ..cli.run_folder import RunFolder, compare_with_run
+from ..cli.run_folder import FOLD_LINES, RunFolder, compare_with_run
 from ..cli.settings import read_settings
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
@@ -31,7 +31,8 @@ from ..training.parallel import processes as parallel
 from ..tuning.quant_files import open_checkpoint
 from .reading import Source, read_source, read_test
 from .split import choose_dev_rows, assign_folds
-from .submission import SubmissionForm, check_submission, submission_text
+from .submission import (SubmissionForm, check_submission, refuse_other_submission, scores_key,
+                         submission_text)
 
 FLAGS = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
 RESULTS = ("folds.json", "oof.csv", "submission.csv")
@@ -116,7 +117,7 @@ def fold_dataset(s, source, folds, fold, labels):
     if s.rows_per_class:
         parts[0] = draw_rows(parts[0], s.rows_per_class, s.seed)
     sha256 = {source.path.name: source.sha256,
-              "lines of train, dev, test": hashlib.sha256(lines).hexdigest()}
+              FOLD_LINES: hashlib.sha256(lines).hexdigest()}
     return Dataset(f"{source.path.stem}, fold {fold + 1}", *parts, labels, source.columns, {
         "path": str(s.data), "sha256": sha256, "split": f"fold {fold + 1} of {max(folds) + 1}",
         "seed": s.seed, "dev_from_train": True})
@@ -162,6 +163,8 @@ def train_and_predict(plan, place, overwrite):
     folders = [place / Path(s.out).name for s, _ in plan.runs]
     for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
         training_run.finished_record(s, folder, data)             # before any fold is trained
+    if plan.test and not overwrite:
+        refuse_other_submission(place / "submission.csv", plan.form, folders[0], plan.test.examples)
     if plan.test:                                          # InputError for a text without a token
         (s, data), *_ = plan.runs
         options = classifier_options(s, data.columns)
@@ -195,14 +198,12 @@ def fold_logits(s, folder, name, examples):
     loads the whole model here, even with --parallel fsdp.
     """
     parallel.barrier()                                        # until the model is saved
-    texts = [e.texts for e in examples]
-    path, run_json = folder / f"scores-{name}.safetensors", (folder / "run.json").read_bytes()
-    key = {"key": hashlib.sha256(run_json + json.dumps(texts).encode()).hexdigest()}
+    path, key = folder / f"scores-{name}.safetensors", scores_key(folder, examples)
     if path.exists():
         with open_tensors(path) as file:
             same = file.metadata() == key and "scores" in file.keys()
             cached = file.get_tensor("scores").double() if same else torch.empty(0)
-        if cached.shape[:1] == (len(texts),) and cached.dim() == 2 and cached.isfinite().all():
+        if cached.shape[:1] == (len(examples),) and cached.dim() == 2 and cached.isfinite().all():
             return cached
     model = Classifier.load(folder, device=check_device(s.device))
     encoded, _ = encode_examples(model, examples)

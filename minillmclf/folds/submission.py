@@ -1,11 +1,14 @@
 """A submission file: it has the columns and rows of a competition's sample, and is checked."""
 import csv
+import hashlib
 import io
+import json
 import math
 from dataclasses import dataclass
 
 from ..cli.tables import csv_text
 from ..errors import InputError
+from ..models.tensor_files import open_tensors
 from .arena import LABELS, WINNERS, read_ids
 
 
@@ -61,6 +64,31 @@ def check_submission(text, form, where):
         fault = row_fault(row, name, form)
         if fault:
             raise InputError(f"{where}, line {line}: {fault}")
+
+
+def scores_key(folder, examples):
+    """A hash of a fold's run and of texts: the metadata of the scores that are cached for them."""
+    texts, run_json = [e.texts for e in examples], (folder / "run.json").read_bytes()
+    return {"key": hashlib.sha256(run_json + json.dumps(texts).encode()).hexdigest()}
+
+
+def refuse_other_submission(path, form, fold, examples):
+    """InputError if the submission `path` has another form, or answers other texts than those of
+    the examples. fold: the folder of a fold, whose cached scores tell which texts these were."""
+    cached, same = fold / "scores-test.safetensors", True
+    if not path.exists():
+        return
+    try:
+        check_submission(path.read_bytes().decode(), form, path)
+    except (ValueError, csv.Error):                        # InputError, too
+        same = False
+    if same and cached.exists():
+        with open_tensors(cached) as file:
+            same = file.metadata() == scores_key(fold, examples)
+    if not same:
+        raise InputError(f"{path}: answers other rows than --test has now, or has other columns "
+                         "than --sample: move it to another place and give the command again, or "
+                         "--overwrite, which trains anew")
 
 
 def row_fault(row, name, form):
