@@ -449,6 +449,38 @@ def test_evaluate_on_another_file(place, call, tmp_path):
     assert json.loads((tmp_path / "other.json").read_text())["rows"] == 2
 
 
+def test_the_file_of_a_run_is_judged_by_the_split_of_the_run(place, call, refused, tmp_path):
+    """Its sha256 tells it, also under another name; so no training row is judged unsaid."""
+    data, run, other = tmp_path / "data.csv", tmp_path / "run", tmp_path / "other.csv"
+    rows = [(row["text"], row["label"]) for row in read_csv(place / "data.csv")]
+    with open(data, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    trained(place, call, run, data=data, seed=3, few_rows="off", epochs=1)
+    shutil.copy(data, tmp_path / "copy.csv")
+
+    def found(*given):
+        out = tmp_path / "found.json"
+        assert call(evaluate, "--model", run, *given, "--out", out, "--overwrite")[0] == 0
+        return {key: value for key, value in json.loads(out.read_text()).items() if key != "data"}
+    for split in ([], ["--split", "dev"], ["--split", "train"]):
+        own = found(*split)
+        assert own["rows"] < len(rows)
+        assert own == found("--data", data, *split) == found("--data", tmp_path / "copy.csv",
+                                                             *split)
+    other.write_text(data.read_text().replace("big", "old"))
+    assert found("--data", other)["rows"] == len(rows)
+    refused([str(other), "no column split", "leave --split test out"], tmp_path, evaluate,
+            "--model", run, "--data", other, "--split", "test")
+
+
+def test_a_split_that_a_file_does_not_have_is_named(place, refused, tmp_path):
+    data = tmp_path / "data.csv"
+    data.write_text("text,label,split\na rose,garden,test\n")
+    for split in ("dev", "train"):
+        refused([str(data), f"has no {split} rows", "another --split"], tmp_path, evaluate,
+                "--model", place / "finished", "--data", data, "--split", split)
+
+
 def test_evaluate_says_none_where_nothing_is_confused(place, call, tmp_path):
     answer = json.loads(call(predict, "--model", place / "finished", "a rose")[1])["label"]
     (tmp_path / "right.csv").write_text(f"text,label\na rose,{answer}\n")
