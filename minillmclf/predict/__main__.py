@@ -17,7 +17,7 @@ How many texts were cut is told on standard error.
 Rows are read, answered and written 4,096 at a time, so a file may be of any length. With --data and
 --out a run that was stopped goes on with the same command: FILE.part holds its answers until all
 are there. Standard input cannot be read twice, so with it every run starts anew. A file that lies
-at --out is replaced only with --overwrite.
+at --out, or answers of another run in FILE.part, are replaced only with --overwrite.
 """
 import json
 import sys
@@ -145,8 +145,8 @@ def main(arguments=None):
         base = [find_model(model.base)] if model.base else []
         sources += [("the base of --model", path) for path in base]
         stream.check_answer_files(a.out, a.overwrite, sources)
-        with stream.PartFile(a.out, made_from(a, [folder, *base], chosen, reading,
-                                               precision)) as out:
+        made = made_from(a, [folder, *base], chosen, reading, precision)
+        with stream.PartFile(a.out, made, a.overwrite) as out:
             stream.answer_all(out.unanswered(read), answer, out)
         print(f"{out.rows} answers in {a.out}", file=sys.stderr)
     else:
