@@ -23,6 +23,7 @@ from minillmclf.predict import __main__ as predict
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import training_run
 from minillmclf.cli.settings import Settings
+from minillmclf.text.data import BUNDLED
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3)
 LABELS = list(small.TOPICS)
@@ -544,6 +545,11 @@ def test_predict_file(place, call, expected, tmp_path, suffix):
     assert to_stdout == out.read_text(encoding="utf-8")
 
 
+def test_predict_a_bundled_set(place, call):
+    code, out, err = call(predict, "--model", place / "finished", "--data", "tickets")
+    assert code == 0 and len(out.splitlines()) == len(read_csv(BUNDLED / "tickets.csv")), err
+
+
 def without_reading(source, target):
     """A copy of a run as it was saved before models remembered their columns."""
     copy(source, target)
@@ -936,7 +942,10 @@ def test_model_without_a_head(refused, tmp_path, lm_head):
 def test_evaluate_refuses(place, refused, tmp_path):
     model, data = place / "finished", tmp_path / "data.csv"
     data.write_text("text,label\nrose,garden\nrose,flower\n")
-    refused([str(data), "line 3", "'flower'", ", ".join(LABELS)], place, evaluate, "--model", model,
+    refused([str(data), "line 3", "'flower'", ", ".join(LABELS), "correct it"], place, evaluate,
+            "--model", model, "--data", data)
+    data.write_text("text,label\nrose,Garden\n")
+    refused(["'Garden'", "correct it", "did you mean garden?"], place, evaluate, "--model", model,
             "--data", data)
     data.write_text("text,label\nrose,garden\n ,garden\n")
     refused([str(data), "line 3", "empty"], place, evaluate, "--model", model, "--data", data)
@@ -970,6 +979,9 @@ def test_predict_refuses(place, refused, tmp_path, monkeypatch):
             "--text-column", "title", "rose")
     refused(["batch size 0"], tmp_path, predict, "--model", model, "--batch-size", 0, "rose")
     refused([str(data), "No such file"], tmp_path, predict, "--model", model, "--data", data)
+    for name in ("ticket", ""):
+        refused([repr(name), "bundled", "tickets"], tmp_path, predict, "--model", model,
+                "--data", name)
     refused(["not UTF-8"], tmp_path, predict, "--model", model, *anew, os.fsdecode(b"caf\xe9"))
     data.write_text("text\nrose\n\"\"\ntree\n\" \"\n")
     anew = ("--data", data, *anew)

@@ -32,6 +32,7 @@ from ..cli.rows import reading_options, text_columns
 from ..cli.settings import add_settings
 from ..errors import InputError
 from ..files import find_model
+from ..text.data import find_data
 from ..text.doctor import UnknownTokens
 from .rows import AnswerColumns, read_lines, read_rows, render_answers
 
@@ -44,7 +45,8 @@ def parse(arguments=None):
     p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
                    "elsewhere now")
     p.add_argument("--pair", help="second text, for a model of sentence pairs (with one text)")
-    p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts; labels are not needed")
+    p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts, or a bundled set's name; "
+                   "labels are not needed")
     p.add_argument("--text-column", help="name(s) of the file's text column(s) [as in training]")
     p.add_argument("--swap", choices=["none", "predict"],
                    help="of two answers to a prompt: take the mean over both orders, or not "
@@ -59,6 +61,8 @@ def parse(arguments=None):
     add_settings(p, ["quoting"], grouped=False)
     device.add_device_flags(p)
     a = p.parse_args(arguments)
+    if a.data is not None and not Path(a.data).suffix:
+        a.data = str(find_data(a.data))                                # the name of a bundled set
     a.format = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
     return a
 
