@@ -22,6 +22,7 @@ from minillmclf import evaluate, train
 from minillmclf.predict import __main__ as predict
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import training_run
+from minillmclf.cli.judged_rows import choose_rows
 from minillmclf.cli.settings import Settings
 from minillmclf.text.data import BUNDLED
 
@@ -472,6 +473,22 @@ def test_the_file_of_a_run_is_judged_by_the_split_of_the_run(place, call, refuse
     assert found("--data", other)["rows"] == len(rows)
     refused([str(other), "no column split", "leave --split test out"], tmp_path, evaluate,
             "--model", run, "--data", other, "--split", "test")
+
+
+def test_other_columns_of_a_run_s_data_are_read_in_the_same_rows(place, call, tmp_path):
+    """A second column of labels; the split of a run was made by the first one."""
+    data, run = tmp_path / "data.csv", tmp_path / "run"
+    rows = [(row["text"], row["label"]) for row in read_csv(place / "data.csv")]
+    again = [label for _, label in rows[1:] + rows[:1]]
+    with open(data, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "again"),
+                                    *[(*row, label) for row, label in zip(rows, again)]])
+    trained(place, call, run, data=data, few_rows="off", epochs=1)
+    flags = evaluate.parse(["--model", str(run), "--label-column", "again"])
+    found, _ = choose_rows(flags, run, Classifier.load(run))
+    assert ([(row.row, row.label) for row in found]
+            == [(int(row["line"]), again[int(row["line"]) - 2])
+                for row in read_csv(run / "predictions.csv")])
 
 
 def test_a_split_that_a_file_does_not_have_is_named(place, refused, tmp_path):

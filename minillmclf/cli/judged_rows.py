@@ -3,6 +3,7 @@
 Not here: how rows are read and split (text/), or encoded (rows.py).
 """
 import itertools
+from dataclasses import replace
 
 from ..errors import InputError
 from ..files import check_fields, find_model, read_json
@@ -69,20 +70,35 @@ def choose_rows(a, folder, model):
     columns = text_columns(model, a.text_column)
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if learned and not is_fold:
-        s = read_settings({}, folder / "run.json")
-        columns = columns if model.reading else a.text_column or s.text_column or None
-        data = load_data(name, columns, label or s.label_column or None, s.seed, **options)
-        rows = getattr(hold_out_as_asked(s, data), split)
+        s = replace(read_settings({}, folder / "run.json"), data=name)
+        rows = rows_of_run(a, model, s, tables, options)
     elif table is None:
         rows = getattr(load_data(name, columns, label, **options), split)
     else:
-        rows, split = rows_of_table(a, table, columns, label, options)
+        rows, split = rows_of_file(a, table, columns, label, options)
     if not rows:
         raise InputError(f"{name}: has no {split} rows: choose another --split")
     return rows, f"{name}, {split}"
 
 
-def rows_of_table(a, table, columns, label, options):
+def rows_of_run(a, model, s, tables, options):
+    """The rows of --split of the data of a run, split as it was trained -> Examples. Other columns
+    change what is read of these rows, not which rows they are."""
+    columns = text_columns(model, None) if model.reading else s.text_column or None
+    label = (model.reading or {}).get("label_column") or s.label_column or None
+    data, split = load_data(s.data, columns, label, s.seed, **options), a.split or "test"
+    rows = getattr(hold_out_as_asked(s, data), split)
+    if a.text_column or a.label_column:
+        lines = {row.row for row in rows}
+        table = tables.get(None) or tables.get(split) or tables["train"]
+        columns = text_columns(model, a.text_column) if a.text_column else data.columns
+        rows = read_examples(table, columns, a.label_column or data.label_column, **options)
+        rows = [row for row in rows if row.row in lines]
+        refuse_blank(s.data, rows)
+    return rows
+
+
+def rows_of_file(a, table, columns, label, options):
     """The rows of --split of a file that has a column split, else all -> (Examples, which)."""
     if not split_column(table) and a.split:
         raise InputError(f"{a.data}: has no column split, and all its rows are judged: leave "
