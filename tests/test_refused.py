@@ -19,6 +19,7 @@ from minillmclf.predict import __main__ as predict, stream
 from minillmclf.errors import InputError
 from minillmclf.files import find_model
 from minillmclf.models.config import read_model_config
+from minillmclf.cli import few_rows
 from minillmclf.cli.settings import read_settings
 from minillmclf.compare.summary import read_predictions
 from minillmclf.pretrain.corpus import weighted
@@ -315,6 +316,7 @@ def test_a_folder_without_config_says_what_is_meant(tmp_path):
     refused(lambda: read_model_config(tmp_path), "config.json: is not there", one)
     given = ["--model", str(tmp_path / "fold-1"), "--labels", "a", "b"]
     refused(lambda: labels.main(given), "merged with it", "or name its base")
+    refused(lambda: few_rows.is_encoder(tmp_path / "fold-1"), "merged with it")
 
 
 def test_a_model_that_is_not_there(tmp_path, monkeypatch):
