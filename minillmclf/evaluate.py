@@ -4,33 +4,28 @@
   python -m minillmclf.evaluate --model runs/mine --data other.csv --out other.json
   python -m minillmclf.evaluate --model checkpoints/gpt2 --method prompt --data tickets --shots 8
 
-Without --data, the data that the run was trained on. Of a bundled set, a folder, or a file with a
-split column, the rows of --split are used; of any other file, all rows. Prints accuracy, macro F1,
-log loss, ECE, F1 of each class and the most frequent confusions; for a multi-label model, what its
-thresholds are worth (classify/multilabel.py).
+Without --data, the data that the run was trained on; of these, known by their sha256, the rows of
+--split are those of the run's own split. Of a bundled set, a folder, or a file with a split column,
+the rows of --split are used; of any other file, all rows. A fold of a cross-validation is judged on
+its held-out rows. Prints accuracy, macro F1, log loss, ECE, F1 of each class and the most frequent
+confusions; for a multi-label model, what its thresholds are worth (classify/multilabel.py).
 
 --method prompt evaluates a language model without training, by --template, --label-texts,
 --instruction, and --shots of the training rows. Prints the metrics for each way to read its
 log-probabilities, plain and calibrated.
 """
 import json
-import os
 import random
 from dataclasses import replace
-from pathlib import Path
 
 from .cli.device import add_device_flags, check_device, set_precision
-from .cli.outputs import check_out_file, input_paths
+from .cli.judged_rows import choose_rows, paths_read, read_run_record
+from .cli.outputs import check_out_file
 from .cli.parser import Parser, run
-from .cli.rows import (encode_examples, hold_out_as_asked, load_dataset, reading_options,
-                       text_columns)
+from .cli.rows import encode_examples, load_dataset
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
-from .files import check_fields, find_model, read_json, write_text
-from .text.data import load_data
-from .text.examples import read_examples, refuse_blank
-from .text.splits import row_splits, split_column
-from .text.table_files import MEMORY, read_table
+from .files import find_model, write_text
 
 PROMPT_SETTINGS = ("template", "label_texts", "instruction", "end", "max_length", "seed")
 PROMPT_FLAGS = ("shots", "neighbours", "rows", "beams", "variance")
@@ -42,8 +37,7 @@ def parse(arguments=None):
                    help="a run folder, or a Hugging Face folder with a classification head")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name (default: what the "
                                   "run was trained on)")
-    p.add_argument("--split", choices=["train", "dev", "test"], default="test",
-                   help="which rows [test]")
+    p.add_argument("--split", choices=["train", "dev", "test"], help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     add_settings(p, ["quoting"], grouped=False)
@@ -85,56 +79,6 @@ def main(arguments=None):
         record = {"model": str(a.model), "data": name, "rows": len(rows), **metrics}
         write_text(a.out, json.dumps(record, indent=2) + "\n")
     return 0
-
-
-# ------------------------------------------------------------------------------------- the rows
-
-def read_run_record(folder):
-    """The run.json of a run folder. InputError if there is none, or it does not name its data."""
-    record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-    if "settings" not in record or "data" not in record or record["settings"].get("data") == MEMORY:
-        raise InputError(f"{folder}: holds no run.json that names its data: give --data")
-    is_object = (lambda value: isinstance(value, dict), "an object")
-    return check_fields(record, {"settings": is_object, "data": is_object}, folder / "run.json")
-
-
-def paths_read(a):
-    """What the command reads -> [(flag, path), ...] for check_out_file. merge calls it too."""
-    folder = find_model(a.model)
-    needs_run = a.data is None and not getattr(a, "method", None)        # the data of the run
-    data = str(read_run_record(folder)["settings"].get("data")) if needs_run else None
-    return [*input_paths(a), ("the run of --model", data)]
-
-
-def choose_rows(a, folder, model):
-    """The rows to evaluate, read as the model's training rows were -> (Examples, their name)."""
-    columns, options = text_columns(model, a.text_column), reading_options(model, a)
-    options["multi_label"], name = model.task.MULTI_LABEL, a.data
-    label = a.label_column or (model.reading or {}).get("label_column") or None
-    if a.data is None:
-        record, s = read_run_record(folder), read_settings({}, folder / "run.json")
-        columns, name = columns if model.reading else a.text_column or s.text_column or None, s.data
-        data = load_data(name, columns, label or s.label_column or None, s.seed, **options)
-        data = hold_out_as_asked(s, data)
-        if data.source["sha256"] != record["data"].get("sha256"):  # train rows may be test rows now
-            raise InputError(f"{name}: has changed since {folder} was trained on it: name the rows "
-                             "to judge with --data")
-    elif os.path.isfile(a.data):
-        table = read_table(Path(a.data), options.get("quoting", "auto"))
-        rows, part = read_examples(table, columns, label, **options), "all rows"
-        if split_column(table):
-            part = a.split
-            rows = [row for row, split in zip(rows, row_splits(table)) if split == part]
-        refuse_blank(a.data, rows)
-        if rows:
-            return rows, f"{name}, {part}"
-        data = load_data(table, columns, label, **options)     # takes dev rows from train
-    else:
-        data = load_data(a.data, columns, label, **options)
-    rows = getattr(data, a.split)
-    if not rows:
-        raise InputError(f"{name}: has no {a.split} rows: choose another --split")
-    return rows, f"{name}, {a.split}"
 
 
 # ------------------------------------------------------- a saved classifier, or a prompted model
@@ -197,6 +141,7 @@ def evaluate_prompted(a):
     """Evaluate a language model with prompts -> (the name of the rows, the rows, a dict)."""
     from .cli.build import build_classifier
     check_prompt_flags(a)
+    a.split = a.split or "test"
     flags = (*PROMPT_SETTINGS, "device", "text_column", "label_column", "swap", "quoting")
     given = {flag: getattr(a, flag) for flag in flags if getattr(a, flag, None) is not None}
     s = read_settings({**given, "model": a.model, "data": a.data, "readout": "labels",

@@ -187,6 +187,9 @@ def find_model(name):
 
     checkpoints/mini-bert means the shipped model too, unless it is a path that exists.
     """
+    if str(name) == "":
+        raise InputError("the name of a model is empty, perhaps a variable of the shell: name a "
+                         "folder (. for this one) or a shipped checkpoint")
     path = Path(name)
     shipped = CHECKPOINTS / path.name
     try:
@@ -200,7 +203,7 @@ def find_model(name):
         raise InputError(f"{short(path, 100)}: no such model folder ({error.strerror})") from None
     known = sorted(p.parent.name for p in CHECKPOINTS.glob("*/config.json"))
     fetch, place = "", f"checkpoints/{path.name}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
+    if re.fullmatch(r"(?!runs/)\w[\w.-]*/[\w.-]+", str(name)) and not path.parent.exists():
         fetch = (f"if it is one of huggingface.co, fetch it first: hf download {name} --local-dir "
                  f"{place}, then --model {place}; ")
     raise InputError(f"{short(path, 200)}: no such model folder; {fetch}shipped checkpoints: "

@@ -13,7 +13,7 @@ from .cli.outputs import check_out_file, input_paths
 from .cli.parser import Parser, run
 from .cli.settings import add_settings
 from .errors import InputError
-from .files import find_model, read_json, write_json
+from .files import find_model, write_json
 from .text.data import load_data
 
 READOUT_SETTINGS = ("template", "label_texts", "instruction", "end", "score_by")   # of train
@@ -56,10 +56,11 @@ def build_report(a, labels, fields):
     from .classify.label_text.doctor import examine_labels
     from .classify.label_text.options import label_readout, read_label_options
     from .models import model_class
+    from .models.config import read_model_config
     from .text.tokenizers.tokenizer import load_tokenizer
     check_labels(labels, "--data" if a.data else "--labels")
     folder = find_model(a.model)
-    model = model_class(read_json(folder / "config.json"), folder / "config.json")
+    model = model_class(read_model_config(folder), folder / "config.json")
     options = {name: getattr(a, name, "") for name in READOUT_SETTINGS} | {"fields": fields}
     for name in ("template", "instruction"):
         options[name] = read_template(options[name])

@@ -11,12 +11,12 @@ changes answers. Printed is how the merged model differs on the rows that it was
 --overwrite, what lies in --out goes when the merged model is whole; of a run all files go.
 """
 from .cli.device import add_device_flag, check_device, set_precision
+from .cli.judged_rows import choose_rows, paths_read
 from .cli.outputs import check_out_folder
 from .cli.parser import Parser, run
 from .cli.rows import encode_examples
 from .cli.settings import add_settings
 from .errors import InputError
-from .evaluate import paths_read, choose_rows
 from .files import NEW_MODEL, find_model, remove_path
 
 
@@ -28,8 +28,7 @@ def parse(arguments=None):
     p.add_argument("--base", action="append", default=[], help="full or 4bit, see above; or the "
                    "folder of the base, where that lies elsewhere now; may be given twice")
     p.add_argument("--data", help="a file, a folder, or a bundled set's name [that of the run]")
-    p.add_argument("--split", choices=["train", "dev", "test"], default="test",
-                   help="which rows [test]")
+    p.add_argument("--split", choices=["train", "dev", "test"], help="which rows [test]")
     p.add_argument("--text-column", help="name(s) of the text column(s)")
     p.add_argument("--label-column", help="name of the label column")
     add_settings(p, ["quoting"], grouped=False)

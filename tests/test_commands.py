@@ -22,7 +22,9 @@ from minillmclf import evaluate, train
 from minillmclf.predict import __main__ as predict
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import training_run
+from minillmclf.cli.judged_rows import choose_rows
 from minillmclf.cli.settings import Settings
+from minillmclf.text.data import BUNDLED
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3)
 LABELS = list(small.TOPICS)
@@ -459,6 +461,54 @@ def test_evaluate_on_another_file(place, call, tmp_path):
     assert json.loads((tmp_path / "other.json").read_text())["rows"] == 2
 
 
+def test_the_file_of_a_run_is_judged_by_the_split_of_the_run(place, call, refused, tmp_path):
+    """Its sha256 tells it, also under another name; so no training row is judged unsaid."""
+    data, run, other = tmp_path / "data.csv", tmp_path / "run", tmp_path / "other.csv"
+    rows = [(row["text"], row["label"]) for row in read_csv(place / "data.csv")]
+    with open(data, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    trained(place, call, run, data=data, seed=3, few_rows="off", epochs=1)
+    shutil.copy(data, tmp_path / "copy.csv")
+
+    def found(*given):
+        out = tmp_path / "found.json"
+        assert call(evaluate, "--model", run, *given, "--out", out, "--overwrite")[0] == 0
+        return {key: value for key, value in json.loads(out.read_text()).items() if key != "data"}
+    for split in ([], ["--split", "dev"], ["--split", "train"]):
+        own = found(*split)
+        assert own["rows"] < len(rows)
+        assert own == found("--data", data, *split) == found("--data", tmp_path / "copy.csv",
+                                                             *split)
+    other.write_text(data.read_text().replace("big", "old"))
+    assert found("--data", other)["rows"] == len(rows)
+    refused([str(other), "no column split", "leave --split test out"], tmp_path, evaluate,
+            "--model", run, "--data", other, "--split", "test")
+
+
+def test_other_columns_of_a_run_s_data_are_read_in_the_same_rows(place, call, tmp_path):
+    """A second column of labels; the split of a run was made by the first one."""
+    data, run = tmp_path / "data.csv", tmp_path / "run"
+    rows = [(row["text"], row["label"]) for row in read_csv(place / "data.csv")]
+    again = sorted(label for _, label in rows)                   # another class for most rows
+    with open(data, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "again"),
+                                    *[(*row, label) for row, label in zip(rows, again)]])
+    trained(place, call, run, data=data, few_rows="off", epochs=1)
+    flags = evaluate.parse(["--model", str(run), "--label-column", "again"])
+    found, _ = choose_rows(flags, run, Classifier.load(run))
+    assert ([(row.row, row.label) for row in found]
+            == [(int(row["line"]), again[int(row["line"]) - 2])
+                for row in read_csv(run / "predictions.csv")])
+
+
+def test_a_split_that_a_file_does_not_have_is_named(place, refused, tmp_path):
+    data = tmp_path / "data.csv"
+    data.write_text("text,label,split\na rose,garden,test\n")
+    for split in ("dev", "train"):
+        refused([str(data), f"has no {split} rows", "another --split"], tmp_path, evaluate,
+                "--model", place / "finished", "--data", data, "--split", split)
+
+
 def test_evaluate_says_none_where_nothing_is_confused(place, call, tmp_path):
     answer = json.loads(call(predict, "--model", place / "finished", "a rose")[1])["label"]
     (tmp_path / "right.csv").write_text(f"text,label\na rose,{answer}\n")
@@ -520,6 +570,11 @@ def test_predict_file(place, call, expected, tmp_path, suffix):
     to_stdout = call(predict, "--model", place / "finished", "--data", tmp_path / "new.csv",
                      "--format", suffix)[1]
     assert to_stdout == out.read_text(encoding="utf-8")
+
+
+def test_predict_a_bundled_set(place, call):
+    code, out, err = call(predict, "--model", place / "finished", "--data", "tickets")
+    assert code == 0 and len(out.splitlines()) == len(read_csv(BUNDLED / "tickets.csv")), err
 
 
 def without_reading(source, target):
@@ -914,7 +969,10 @@ def test_model_without_a_head(refused, tmp_path, lm_head):
 def test_evaluate_refuses(place, refused, tmp_path):
     model, data = place / "finished", tmp_path / "data.csv"
     data.write_text("text,label\nrose,garden\nrose,flower\n")
-    refused([str(data), "line 3", "'flower'", ", ".join(LABELS)], place, evaluate, "--model", model,
+    refused([str(data), "line 3", "'flower'", ", ".join(LABELS), "correct it"], place, evaluate,
+            "--model", model, "--data", data)
+    data.write_text("text,label\nrose,Garden\n")
+    refused(["'Garden'", "correct it", "did you mean garden?"], place, evaluate, "--model", model,
             "--data", data)
     data.write_text("text,label\nrose,garden\n ,garden\n")
     refused([str(data), "line 3", "empty"], place, evaluate, "--model", model, "--data", data)
@@ -948,6 +1006,9 @@ def test_predict_refuses(place, refused, tmp_path, monkeypatch):
             "--text-column", "title", "rose")
     refused(["batch size 0"], tmp_path, predict, "--model", model, "--batch-size", 0, "rose")
     refused([str(data), "No such file"], tmp_path, predict, "--model", model, "--data", data)
+    for name in ("ticket", ""):
+        refused([repr(name), "bundled", "tickets"], tmp_path, predict, "--model", model,
+                "--data", name)
     refused(["not UTF-8"], tmp_path, predict, "--model", model, *anew, os.fsdecode(b"caf\xe9"))
     data.write_text("text\nrose\n\"\"\ntree\n\" \"\n")
     anew = ("--data", data, *anew)

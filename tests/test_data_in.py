@@ -118,10 +118,11 @@ def test_quoting_is_a_setting_that_a_run_remembers(tmp_path, body, capsys):
     assert train.main([*flags, "--quoting", "none"]) == 0
     record = json.loads((out / "run.json").read_text())
     assert record["settings"]["quoting"] == "none" and sum(record["data"]["rows"].values()) == 27
+    other = write(tmp_path / "other.tsv", path.read_text(encoding="utf-8") + "it is late\tlate\n")
     capsys.readouterr()
     assert (evaluate.main(["--model", str(out)])
-            == evaluate.main(["--model", str(out), "--data", str(path)]) == 0)
-    assert "(27 rows)" in capsys.readouterr().out, (
+            == evaluate.main(["--model", str(out), "--data", str(other)]) == 0)
+    assert "(28 rows)" in capsys.readouterr().out, (
         "evaluate has forgotten how the run's files are quoted")
     assert predict.main(["--model", str(out), "--data", str(path)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 27
@@ -224,9 +225,10 @@ def test_a_run_with_a_column_for_each_class(tmp_path, body, capsys):
     told = record["doctor"]
     assert told["classes"]["garden"]["train"] + told["unlabelled"]["train"] > 10
     assert evaluate.main(["--model", str(tmp_path / "run")]) == 0
-    assert evaluate.main(["--model", str(tmp_path / "run"), "--data", str(path),
+    other = write(tmp_path / "other.csv", path.read_text(encoding="utf-8") + "the rose,1,0\n")
+    assert evaluate.main(["--model", str(tmp_path / "run"), "--data", str(other),
                           "--label-column", "kitchen,garden"]) == 0
-    assert "(40 rows)" in capsys.readouterr().out
+    assert "(41 rows)" in capsys.readouterr().out
 
 
 def test_columns_of_classes_are_several_labels_without_saying_so(tmp_path):

@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minillmclf import evaluate
 from minillmclf.folds import cross_validation, __main__ as folds
 from minillmclf.classify.calibrate import fit_temperature
 from minillmclf.classify.classifier import Classifier
@@ -261,6 +262,21 @@ def test_metrics_and_temperature_by_hand(place):
     greedy = torch.tensor(own / record["fitted_temperature"]).log_softmax(1).numpy()
     assert loss(greedy, every) < record["calibrated"]["log_loss"], (
         "a temperature fitted to the very rows should flatter")
+
+
+def test_a_fold_is_judged_on_its_held_out_rows(place, tmp_path):
+    record = json.loads((place / "out" / "folds.json").read_text())
+    shutil.copy(place / "train.csv", tmp_path / "copy.csv")
+    for fold, expected in enumerate(record["folds"], 1):
+        given = ["--model", str(place / "out" / f"fold-{fold}"), "--out", str(tmp_path / "found")]
+        for data in ([], ["--data", str(tmp_path / "copy.csv")]):
+            evaluate.main([*given, *data, "--overwrite"])
+            found = json.loads((tmp_path / "found").read_text())
+            assert found["rows"] == 12 and "held-out rows of fold" in found["data"]
+            assert found["accuracy"] == expected["accuracy"]
+            assert found["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-6)
+        with pytest.raises(InputError, match="fold . of 3 .* held-out rows.* leave out --split"):
+            evaluate.main([*given, *data, "--overwrite", "--split", "train"])
 
 
 def test_cross_fitting_leaves_the_held_out_fold_alone():

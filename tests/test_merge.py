@@ -14,6 +14,7 @@ from small import PIECES, bert_folder, data_file, flags, forked
 from test_families import CONFIGS
 
 from minillmclf import merge, train
+from minillmclf.folds import __main__ as folds
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import run_folder
 from minillmclf.cli.parser import run
@@ -59,6 +60,15 @@ def test_a_merged_model_is_a_plain_one_with_the_same_answers(method, more, runs,
     assert "quantization_config" not in json.loads(
         (tmp_path / "merged" / "config.json").read_text())
     assert (answers(tmp_path / "merged") - answers(runs[method])).abs().max() <= 1e-5
+
+
+def test_a_fold_of_a_cross_validation_is_merged_too(runs, tmp_path, capsys):
+    place = runs["lora"].parent
+    assert folds.main(flags(model=place / "bert", data=place / "data.csv", epochs=1, batch_size=8,
+                            method="lora", folds=2, out=tmp_path / "folds")) == 0
+    code, out, error = call(capsys, "--model", tmp_path / "folds" / "fold-1", "--out",
+                            tmp_path / "merged")
+    assert code == 0 and "held-out rows of fold 1 of 2: on " in out, (out, error)
 
 
 def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsys):

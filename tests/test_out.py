@@ -385,7 +385,7 @@ def test_another_swap_starts_anew(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(stream.Stopped):
         patch.setattr(predict, "render_answers", stops)
         predict.main([*command, "--swap", "none"])
-    assert predict.main([*command, "--swap", "predict"]) == 0
+    assert predict.main([*command, "--swap", "predict", "--overwrite"]) == 0
     assert "is of another swap: starting anew" in capsys.readouterr().err
     mixed = out.read_text()
     assert predict.main([*command[:4], "--format", "csv", "--swap", "predict"]) == 0

@@ -365,6 +365,26 @@ def test_another_model_or_form(ask, models, data, windows, tmp_path):
         shutil.rmtree(models / "copied")
 
 
+def test_answers_of_another_run_are_dropped_only_when_asked(ask, data, expected, windows, tmp_path):
+    """Another model, other rows, or a text on the command line: the answers stay, and go on."""
+    out, whole, other = tmp_path / "answers.csv", expected("answers.csv"), tmp_path / "other.csv"
+    stopped(ask, windows, data, out)
+    write_rows(other, [["a rose"]] * 9)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for asked, model, words in ((["--data", data], "several", "is of another model"),
+                                (["--data", other], "one", "is of other rows"),
+                                (["a rose"], "one", "is of another input")):
+        code, _, said = ask(*asked, "--out", out, model=model)
+        assert code == 2 and f"answers.csv.part: {words}, and holds 8 answers" in said, said
+        assert "another --out, or --overwrite" in said and said.count("\n") == 1
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "going on after 8 rows" in ask("--data", data, "--out", out)[2]
+    assert out.read_bytes() == whole
+    stopped(ask, windows, data, out)
+    assert ask("a rose", "--out", out, "--overwrite")[0] == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
 def test_a_record_counts_no_answers_of_another_run(
         ask, data, expected, windows, tmp_path, monkeypatch):
     """Another run starts anew; power fails before its first record.
@@ -380,7 +400,7 @@ def test_a_record_counts_no_answers_of_another_run(
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
         patch.setattr(stream, "write_json", power_cut)
-        assert ask("--data", data, "--out", out)[0] == 130
+        assert ask("--data", data, "--out", out, "--overwrite")[0] == 130
     assert (cut / "answers.csv.part").stat().st_size > 0
     assert ask("--data", cut / "first.csv", "--out", cut / "answers.csv")[0] == 0
     assert (cut / "answers.csv").read_bytes() == whole, "answers of another run are in the file"

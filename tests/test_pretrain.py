@@ -269,6 +269,9 @@ def test_mistakes_are_named(teacher, distilled, text, tmp_path):
     bert_folder(cased, positions=512)
     WordPiece.from_vocab(PIECES, lower=False).save(cased)
     short = bert_folder(tmp_path / "short", layers=4, positions=64)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "tuned.json").write_text("{}")
     for changes, message in (
             (dict(), "needs --teacher"),
             (dict(teacher=teacher, width=48), "--width 48: the teacher's hidden states have 32"),
@@ -279,7 +282,8 @@ def test_mistakes_are_named(teacher, distilled, text, tmp_path):
             (dict(teacher=short),
              "the teacher's max_position_embeddings is 64, the student's is 512"),
             (dict(teacher=cased), "casing or accent rules differ"),
-            (dict(objective="mlm", start=distilled[0]), "no masked-LM head"),
+            (dict(objective="mlm", start=distilled[0]), "no masked-LM head .* --head-only makes a"),
+            (dict(objective="mlm", start=adapter), "merged with it.* or name its base"),
             (dict(teacher=tmp_path / "none"), "no such model folder")):
         with pytest.raises(InputError, match=message):
             pretrained(settings(tmp_path / "out", text, **changes))

@@ -3,6 +3,7 @@ spans, answers to prompts."""
 import json
 import math
 import random
+import re
 import signal
 from collections import Counter
 from types import SimpleNamespace
@@ -148,8 +149,11 @@ def test_pieces_are_learned_on_text_as_often_as_its_weight():
 
 
 def test_a_size_with_no_room_is_one_line(text):
-    with pytest.raises(InputError, match="--vocab-size 100: SentencePiece learns no vocabulary"):
+    words = r"--vocab-size 100: SentencePiece learns no vocabulary of it: at least (\d+) are needed"
+    with pytest.raises(InputError, match=words) as caught:
         learn_sentencepiece("llama", *read_documents([str(text)]), 100)
+    least = int(re.search(words, str(caught.value))[1])
+    assert len(learn_sentencepiece("llama", *read_documents([str(text)]), least)) == least
 
 
 # ---- which text, in which order

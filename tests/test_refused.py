@@ -19,6 +19,7 @@ from minillmclf.predict import __main__ as predict, stream
 from minillmclf.errors import InputError
 from minillmclf.files import find_model
 from minillmclf.models.config import read_model_config
+from minillmclf.cli import few_rows
 from minillmclf.cli.settings import read_settings
 from minillmclf.compare.summary import read_predictions
 from minillmclf.pretrain.corpus import weighted
@@ -309,7 +310,24 @@ def test_sizes_of_a_new_model_have_bounds(tmp_path):
 
 def test_a_folder_without_config_says_what_is_meant(tmp_path):
     refused(lambda: read_model_config(tmp_path), "config.json: is not there", "minillmclf.merge")
-    assert find_model("") == Path("")  # the folder one is in, not all shipped models
+    for place in ("fold-1", "cells/one", ".new/fold-1"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "tuned.json").write_text("{}")
+    one = f"name a model inside this folder, such as {tmp_path / 'cells' / 'one'} (2 in all)"
+    refused(lambda: read_model_config(tmp_path), "config.json: is not there", one)
+    given = ["--model", str(tmp_path / "fold-1"), "--labels", "a", "b"]
+    refused(lambda: labels.main(given), "merged with it", "or name its base")
+    refused(lambda: few_rows.is_encoder(tmp_path / "fold-1"), "merged with it")
+
+
+def test_a_model_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    refused(lambda: find_model(""), "the name of a model is empty", "name a folder")
+    refused(lambda: find_model("owner/name"), "hf download owner/name")
+    for name in ("runs/typo", "mine/typo", "./typo"):
+        with pytest.raises(InputError, match="no such model folder; shipped checkpoints"):
+            find_model(name)
 
 
 def test_columns_without_names_are_kept_apart(made, tmp_path):

@@ -8,7 +8,7 @@ from collections import Counter
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..text.batch import collate, row_size
 from ..training.losses import CrossEntropy
 from ..training.metrics import METRICS, evaluate
@@ -93,7 +93,8 @@ class SingleLabel:
         """The class number of a label. InputError if the model does not have that label."""
         if label not in self.class_numbers:
             raise InputError(f"{name}, line {example.row}: label {label!r} is not one of the "
-                             f"model's: {', '.join(self.labels)}")
+                             f"model's: {', '.join(self.labels)}: correct it, or leave the row "
+                             f"out{did_you_mean(label, self.labels)}")
         return self.class_numbers[label]
 
     def build_objective(self, settings, targets):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ..errors import InputError
 from ..files import find_model, read_json
 from ..models import MODELS
+from ..models.config import read_model_config
 from ..training.rates import default_lr
 from .cross import assign_rows
 from .launch import are_several
@@ -95,5 +96,5 @@ def choose(s, data):
 
 def is_encoder(model):
     """Is the model in this folder, or of this shipped name, an encoder?"""
-    family = read_json(find_model(model) / "config.json").get("model_type")
+    family = read_model_config(find_model(model)).get("model_type")
     return family in MODELS and MODELS[family].KIND == "encoder"

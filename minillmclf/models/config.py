@@ -87,9 +87,14 @@ def read_model_config(folder):
     """The config.json of a model folder, its common keys checked -> dict."""
     where = Path(folder) / "config.json"
     if not where.exists() and where.parent.is_dir():
+        inner = sorted({path.parent for name in ("config.json", "tuned.json") for deep in ("", "*/")
+                        for path in where.parent.glob(f"[!.]*/{deep}{name}")})
+        if inner:                                              # of folds or compare, or all of runs
+            raise InputError(f"{where}: is not there: name a model inside this folder, such as "
+                             f"{short(inner[0], 300)} ({len(inner)} in all)")
         raise InputError(f"{where}: is not there: name the folder of a whole model; what was "
-                         "trained beside a base is first merged with it: "
-                         "python -m minillmclf.merge")
+                         "trained beside a base is first merged with it, python -m "
+                         "minillmclf.merge, or name its base")
     return check_fields(read_json(where), COMMON_KEYS, where)
 
 

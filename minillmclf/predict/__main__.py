@@ -17,7 +17,7 @@ How many texts were cut is told on standard error.
 Rows are read, answered and written 4,096 at a time, so a file may be of any length. With --data and
 --out a run that was stopped goes on with the same command: FILE.part holds its answers until all
 are there. Standard input cannot be read twice, so with it every run starts anew. A file that lies
-at --out is replaced only with --overwrite.
+at --out, or answers of another run in FILE.part, are replaced only with --overwrite.
 """
 import json
 import sys
@@ -32,6 +32,7 @@ from ..cli.rows import reading_options, text_columns
 from ..cli.settings import add_settings
 from ..errors import InputError
 from ..files import find_model
+from ..text.data import find_data
 from ..text.doctor import UnknownTokens
 from .rows import AnswerColumns, read_lines, read_rows, render_answers
 
@@ -44,7 +45,8 @@ def parse(arguments=None):
     p.add_argument("--base", help="of an adapter: the folder of its base, where that lies "
                    "elsewhere now")
     p.add_argument("--pair", help="second text, for a model of sentence pairs (with one text)")
-    p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts; labels are not needed")
+    p.add_argument("--data", help="a .csv, .tsv or .jsonl file of texts, or a bundled set's name; "
+                   "labels are not needed")
     p.add_argument("--text-column", help="name(s) of the file's text column(s) [as in training]")
     p.add_argument("--swap", choices=["none", "predict"],
                    help="of two answers to a prompt: take the mean over both orders, or not "
@@ -59,6 +61,8 @@ def parse(arguments=None):
     add_settings(p, ["quoting"], grouped=False)
     device.add_device_flags(p)
     a = p.parse_args(arguments)
+    if a.data is not None and not Path(a.data).suffix:
+        a.data = str(find_data(a.data))                                # the name of a bundled set
     a.format = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
     return a
 
@@ -145,8 +149,8 @@ def main(arguments=None):
         base = [find_model(model.base)] if model.base else []
         sources += [("the base of --model", path) for path in base]
         stream.check_answer_files(a.out, a.overwrite, sources)
-        with stream.PartFile(a.out, made_from(a, [folder, *base], chosen, reading,
-                                               precision)) as out:
+        made = made_from(a, [folder, *base], chosen, reading, precision)
+        with stream.PartFile(a.out, made, a.overwrite) as out:
             stream.answer_all(out.unanswered(read), answer, out)
         print(f"{out.rows} answers in {a.out}", file=sys.stderr)
     else:

@@ -60,17 +60,19 @@ class PrintedAnswers:
 class PartFile:
     """Answers in OUT.part, and in OUT.part.json a record of how many of them count.
 
-    with PartFile(out, made_from) as part: answer_all(part.unanswered(read), answer, part)
+    with PartFile(out, made_from, overwrite) as part:
+        answer_all(part.unanswered(read), answer, part)
 
     At the end OUT.part is renamed to OUT. made_from: {name: value} of what the answers depend on
     besides the rows; the record holds it, and a hash of the rows. After each full window first the
     answers are flushed to the disk, then the record, so that it never counts answers that are not
     there. A continued run cuts off answers that the record does not count. made_from=None: there is
-    no record, and a run that fails leaves nothing.
+    no record, and a run that fails leaves nothing. overwrite: answers of another run may be
+    dropped.
     """
 
-    def __init__(self, out, made_from=None):
-        self.out, self.made_from = Path(out), made_from
+    def __init__(self, out, made_from=None, overwrite=False):
+        self.out, self.made_from, self.overwrite = Path(out), made_from, overwrite
         self.part, self.record = part_files(out)
         self.rows = self.bytes = self.cut = 0            # rows and bytes in the part, texts cut
         self.hash = hashlib.sha256()                     # of these bytes
@@ -107,13 +109,17 @@ class PartFile:
                           "command goes on from there") from None
 
     def unanswered(self, read):
-        """The windows of read() that an earlier run has not answered yet."""
-        if self.made_from is None or not self.record.exists():
+        """The windows of read() that an earlier run has not answered yet. InputError if that run is
+        another one, unless `overwrite`."""
+        if not self.record.exists():
             return read()
         record, why = self.read_earlier_record()
-        windows = read()
+        windows, other = read(), why.startswith("is of another ")
         if not why and skip_windows(windows, record["rows"]) != record.get("sha256"):
-            why = "is of other rows"
+            why, other = "is of other rows", True
+        if other and not self.overwrite:
+            raise InputError(f"{self.part}: {why}, and holds {record['rows']:,} answers: choose "
+                             "another --out, or --overwrite")
         if why:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
             self.hash = hashlib.sha256()
@@ -124,25 +130,25 @@ class PartFile:
         return windows
 
     def read_earlier_record(self):
-        """-> the record of an earlier run, and the reason why it cannot be continued, or None."""
+        """-> the record of an earlier run, and the reason why it cannot be continued, or ""."""
         try:
             record = read_json(self.record)
         except InputError:
             return {}, "has a broken record"
         made, counts = record.get("made"), [record.get(key) for key in ("rows", "bytes", "cut")]
         if not all(type(count) is int and count >= 0 for count in counts) \
-                or not isinstance(made, dict) or made.keys() != self.made_from.keys():
+                or not isinstance(made, dict):
             return record, "has another kind of record"
-        if other := [name for name in made if made[name] != self.made_from[name]]:
-            return record, f"is of another {' and '.join(other)}"
-        left = record["bytes"]
+        left, mine = record["bytes"], self.made_from or {}
         if os.fstat(self.file.fileno()).st_size < left:
             return record, "holds less than its record says"
+        if other := [name for name in made | mine if made.get(name) != mine.get(name)]:
+            return record, f"is of another {' and '.join(other) if mine else 'input'}"
         while left and (block := self.file.read(min(left, 2**20))):
             self.hash.update(block)
             left -= len(block)
         same = self.hash.hexdigest() == record.get("written")
-        return record, None if same else "holds other bytes than its record says"
+        return record, "" if same else "holds other bytes than its record says"
 
     def add(self, text, rows, sha256, cut):
         """Write the answers of a window. A full window is counted in the record."""

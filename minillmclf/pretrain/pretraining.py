@@ -81,8 +81,8 @@ def prepare(a, items, weights):
     if a.overwrite:
         remove_path(state)
     if a.start:
-        tokenizer = load_tokenizer(a.start)
         student = frozen_body(a.start, a.seed) if a.head_only else load_backbone(a.start)
+        tokenizer = load_tokenizer(a.start)                # after config.json: an adapter has none
     else:
         if not state.exists():
             write_text(log, "")                          # marks the folder as one of this command

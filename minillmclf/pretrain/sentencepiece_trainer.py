@@ -9,6 +9,7 @@ tokenizer. Not here: tokenizing texts (unigram.py, bpe.py), WordPiece (vocabular
 import io
 import json
 import random
+import re
 import tempfile
 from pathlib import Path
 
@@ -54,6 +55,10 @@ def learn_sentencepiece(arch, documents, weights, size, seed=0):
             hard_vocab_limit=False, character_coverage=0.9999, split_digits=True,
             max_sentence_length=10**6, num_threads=1, minloglevel=2, **options)
     except (RuntimeError, OSError, ValueError) as error:
+        if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+            raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of it: at "
+                             f"least {least[1]} are needed, for the special tokens and each "
+                             "character of the text") from None
         raise InputError(f"--vocab-size {size}: SentencePiece learns no vocabulary of "
                          f"it ({str(error).strip()[-200:]}): give more text, or another "
                          "size") from None

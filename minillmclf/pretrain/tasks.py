@@ -72,7 +72,9 @@ class MaskedLM(Task):
     def __init__(self, student, tokenizer, where):
         """where: the folder that an error names."""
         fits = student.lm_head is not None and tokenizer.mask_id is not None
-        super().__init__(student, tokenizer, fits, f"{where}: has no masked-LM head to train on")
+        super().__init__(student, tokenizer, fits, f"{where}: has no masked-LM head to train on: "
+                         "name the checkpoint that it was trained from; or for an encoder with a "
+                         "mask token --head-only makes a new head, and trains nothing else")
 
     def loss(self, texts):
         tokenizer = self.tokenizer

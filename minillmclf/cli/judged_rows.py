@@ -1,0 +1,124 @@
+"""Which rows do evaluate and merge judge a saved model by? Those of its run, or those of --data.
+
+Not here: how rows are read and split (text/), or encoded (rows.py).
+"""
+import itertools
+from dataclasses import replace
+
+from ..errors import InputError
+from ..files import check_fields, find_model, read_json
+from ..text.data import load_data, read_tables
+from ..text.examples import read_examples, refuse_blank
+from ..text.splits import row_splits, split_column
+from ..text.table_files import MEMORY, read_table
+from .outputs import input_paths
+from .rows import hold_out_as_asked, reading_options, text_columns
+from .settings import read_settings
+
+
+def read_run_record(folder):
+    """The run.json of a run folder. InputError if there is none, or it does not name its data."""
+    path, is_object = folder / "run.json", (lambda value: isinstance(value, dict), "an object")
+    record = read_json(path) if path.exists() else {}
+    check_fields(record, {"settings?": is_object, "data?": is_object}, path)
+    if not {"settings", "data"} <= set(record) or record["settings"].get("data") == MEMORY:
+        raise InputError(f"{folder}: holds no run.json that names its data: give --data")
+    return record
+
+
+def paths_read(a):
+    """What the command reads -> [(flag, path), ...] for check_out_file. merge calls it too."""
+    folder = find_model(a.model)
+    needs_run = a.data is None and not getattr(a, "method", None)        # the data of the run
+    data = str(read_run_record(folder)["settings"].get("data")) if needs_run else None
+    return [*input_paths(a), ("the run of --model", data)]
+
+
+def is_learned(record, tables):
+    """Are these Tables the data of a run.json, split into files as then? A single file may have
+    another name now."""
+    table = tables.get(None)
+    if (table is None) != (record["data"].get("split") == "files"):
+        return False
+    known = record["data"].get("sha256")
+    if table is None:
+        return known == {each.path.name: each.sha256 for each in tables.values()}
+    return isinstance(known, dict) and table.sha256 in known.values()
+
+
+def choose_rows(a, folder, model):
+    """The rows to evaluate, read as the model's training rows were -> (Examples, their name)."""
+    own, options, split = a.data is None, reading_options(model, a), a.split or "test"
+    options["multi_label"] = model.task.MULTI_LABEL
+    try:
+        record = read_run_record(folder)
+    except InputError:
+        if own:
+            raise
+        record = {"data": {}}
+    is_fold = str(record["data"].get("split")).startswith("fold ")
+    if is_fold and own:
+        return held_out_rows(a, folder, record)
+    name = read_settings({}, folder / "run.json").data if own else a.data
+    tables = read_tables(name, options.get("quoting", "auto"))
+    learned, table = is_learned(record, tables), tables.get(None)
+    if own and not learned:                                    # train rows may be test rows now
+        raise InputError(f"{name}: has changed since {folder} was trained on it: name the rows "
+                         "to judge with --data")
+    if learned and is_fold and not (split_column(table) and split == "test"):
+        return held_out_rows(a, folder, record)
+    columns = text_columns(model, a.text_column)
+    label = a.label_column or (model.reading or {}).get("label_column") or None
+    if learned and not is_fold:
+        s = replace(read_settings({}, folder / "run.json"), data=name)
+        rows = rows_of_run(a, model, s, tables, options)
+    elif table is None:
+        rows = getattr(load_data(name, columns, label, **options), split)
+    else:
+        rows, split = rows_of_file(a, table, columns, label, options)
+    if not rows:
+        raise InputError(f"{name}: has no {split} rows: choose another --split")
+    return rows, f"{name}, {split}"
+
+
+def rows_of_run(a, model, s, tables, options):
+    """The rows of --split of the data of a run, split as it was trained -> Examples. Other columns
+    change what is read of these rows, not which rows they are."""
+    columns = text_columns(model, None) if model.reading else s.text_column or None
+    label = (model.reading or {}).get("label_column") or s.label_column or None
+    data, split = load_data(s.data, columns, label, s.seed, **options), a.split or "test"
+    rows = getattr(hold_out_as_asked(s, data), split)
+    if a.text_column or a.label_column:
+        lines = {row.row for row in rows}
+        table = tables.get(None) or tables.get(split) or tables["train"]
+        columns = text_columns(model, a.text_column) if a.text_column else data.columns
+        rows = read_examples(table, columns, a.label_column or data.label_column, **options)
+        rows = [row for row in rows if row.row in lines]
+        refuse_blank(s.data, rows)
+    return rows
+
+
+def rows_of_file(a, table, columns, label, options):
+    """The rows of --split of a file that has a column split, else all -> (Examples, which)."""
+    if not split_column(table) and a.split:
+        raise InputError(f"{a.data}: has no column split, and all its rows are judged: leave "
+                         f"--split {a.split} out, or add the column")
+    rows, parts = read_examples(table, columns, label, **options), row_splits(table)
+    split = a.split or "test" if split_column(table) else "all rows"
+    rows = [row for row, part in zip(rows, parts) if split in (part, "all rows")]
+    refuse_blank(a.data, rows)
+    if not rows and split == "dev" and "train" in parts:
+        rows = load_data(table, columns, label, **options).dev             # taken from train
+    return rows, split
+
+
+def held_out_rows(a, folder, record):
+    """The rows that a fold's model has not seen, from its predictions.csv -> (Examples, name)."""
+    part = record["data"]["split"]
+    if a.split not in (None, "test") or a.text_column or a.label_column:
+        raise InputError(f"{folder}: is {part} of a cross-validation, and is judged on its "
+                         "held-out rows, as they were read: leave out --split, --text-column and "
+                         "--label-column, or name other rows with --data")
+    table = read_table(folder / "predictions.csv", "double")
+    columns = list(itertools.takewhile("label".__ne__, table.columns[1:]))
+    return read_examples(table, columns), f"{record['data'].get('path')}, held-out rows of {part}"
