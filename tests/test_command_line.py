@@ -337,7 +337,7 @@ def test_rates_by_method_and_width(tmp_path, method, width, kind, rate):
     asked = read_settings({"model": str(tmp_path), "method": method, "lr": 7e-4})
     assert (
         asked.lr == 7e-4
-        and f"0.0007 (as given; {rate:g} is usual for {method} at width {width})"
+        and f"0.0007 ({rate:g} is usual for {method} at width {width})"
         in lr_text(asked)
     )
 

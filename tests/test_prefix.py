@@ -285,7 +285,7 @@ def test_wrong_prompts_are_noticed(how, family, monkeypatch):
 
 def test_the_new_words_stand_before_each_sequence_of_a_row():
     prompted = PromptedEncode(
-        lambda texts, once: ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1),
+        lambda texts: ([([5, 6], [0, 1]), Pair(([1, 2, 3], [0, 0, 1]), ([4], [1]))], 1),
         [50, 51])
     rows, shortened = prompted(["a", "b"])
     assert rows[0] == ([50, 51, 5, 6], [0, 0, 0, 1]) and shortened == 1

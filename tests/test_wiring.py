@@ -445,19 +445,10 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
             signal.raise_signal(signal.SIGINT)
         return real(texts, *rest)
 
-    def ask(swap, out):
-        return call(
-            predict,
-            "--model",
-            judge / "model",
-            "--data",
-            judge / "rows.csv",
-            "--text-column",
-            columns,
-            "--out",
-            out,
-            *(["--swap", swap] if swap else []),
-        )
+    def ask(swap, out, *more):
+        return call(predict, "--model", judge / "model", "--data", judge / "rows.csv",
+                    "--text-column", columns, "--out", out, *(["--swap", swap] if swap else []),
+                    *more)
 
     for swap in (first, second):
         assert ask(swap, tmp_path / f"{swap}.csv")[0] == 0
@@ -473,6 +464,8 @@ def test_answers_that_were_begun_under_another_swap_are_not_gone_on_with(
         signal.signal(signal.SIGINT, before)
         monkeypatch.setattr(predict, "render_answers", real)
     code, _, said = ask(second, tmp_path / "out.csv")
+    assert code == 2 and "swap" in said and "--overwrite" in said, said
+    code, _, said = ask(second, tmp_path / "out.csv", "--overwrite")
     assert code == 0 and "going on" not in said and "swap" in said, said
     assert (tmp_path / "out.csv").read_text() == other
 

@@ -174,7 +174,7 @@ def add_flag(parser, f):
     options = {"dest": f.name, "choices": choices or None, "default": argparse.SUPPRESS,
                "metavar": "N" if kind is int else "X"}
     if is_switch(f.name):
-        options |= {"nargs": "?", "const": "on", "metavar": "on|off"}
+        options |= {"nargs": "?", "const": "on", "metavar": "off"}
         words += f" [{f.default}]"
     elif choices:
         words += f": {', '.join(choices)}"
