@@ -163,6 +163,19 @@ def test_they_stop_together_and_one_goes_on(asked, alone, tmp_path):
     check_equal(tmp_path / "run", alone)
 
 
+def test_sharded_models_go_on_behind_the_last_step_of_an_epoch(asked, alone, tmp_path):
+    """The dev rows are read before the optimiser takes its first step: shards must be back."""
+    arguments = [*flags(**asked, out=tmp_path / "run"), "--parallel", "fsdp"]
+    script = asked["model"].parent / "disturbed.py"
+    code, out, error = two(script, "signal", 5, *arguments)
+    assert code != 0 and out.count("goes on from there") == 1, out + error
+    saved = json.loads(open_tensors(tmp_path / "run" / "state.safetensors").metadata()["progress"])
+    assert saved["step"] == 5 and not saved["history"]
+    code, out, error = two(script, "nothing", 0, *arguments)
+    assert code == 0, error
+    check_equal(tmp_path / "run", alone)
+
+
 def test_an_error_in_one_process_ends_all_with_its_line(asked, tmp_path):
     script = asked["model"].parent / "disturbed.py"
     code, out, error = two(script, "error", 3, *flags(**asked, out=tmp_path / "run"))

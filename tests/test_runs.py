@@ -24,6 +24,7 @@ from minillmclf.errors import InputError
 from minillmclf.cli.outputs import lock_folder
 from minillmclf.cli.settings import Settings
 from minillmclf.text.batch import make_batches, row_size
+from minillmclf.training import loop
 from minillmclf.training.checkpoint import PROGRESS_FIELDS
 from minillmclf.training.plan import Plan, Split
 
@@ -93,6 +94,26 @@ def test_pretraining_does_not_go_on_with_another_text(call, tmp_path):
 
 
 # ---------------------------------------------------------------- --overwrite
+
+@pytest.mark.parametrize("more", [[], ["--patience", "1", "--lr", "1e-9", "--epochs", "9"]])
+def test_a_stop_behind_the_last_step_costs_no_step(place, call, tmp_path, monkeypatch, more):
+    """While test rows are answered or baselines fitted: the same command takes no step again."""
+    def stop(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "evaluate_and_save", stop)
+        code, out, _ = call([*asked(place, tmp_path / "run"), *more])
+    assert code == 130 and "epoch   2" in out
+    steps, real = [], loop.take_step
+    monkeypatch.setattr(loop, "take_step", lambda *given, **named: steps.append(1)
+                        or real(*given, **named))
+    code, out, err = call([*asked(place, tmp_path / "run"), *more])
+    assert code == 0 and not steps, err
+    if not more:
+        for name in ("model.safetensors", "predictions.csv", "metrics.jsonl"):
+            one, other = tmp_path / "run" / name, place / "finished" / name
+            assert one.read_bytes() == other.read_bytes(), name
+
 
 @pytest.mark.parametrize("split, more", [
     ("train", []), ("dev", []), ("test", []),

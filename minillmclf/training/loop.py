@@ -95,6 +95,8 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
     plan = plan_epochs(model, train, s)
     warmup = round(s.warmup * plan.steps)
     for epoch in range(len(progress["history"]), plan.epochs):
+        if is_patience_over(progress, s):
+            break
         model.train()
         for number, rows in steps_left(plan[epoch], progress):
             seed_step(s.seed, number)
@@ -111,11 +113,10 @@ def fit(model, train, dev, settings, store, step=take_step, hooks=Hooks()):
         hooks.before_dev()
         finish_epoch(model, dev, s, store, progress)
         hooks.on_epoch(progress["history"][-1])
-        if s.patience and dev.encoded and epochs_since_best(progress, s.metric) >= s.patience:
-            break
     if not progress["history"]:                            # no epochs: the model as it began
         hooks.before_dev()
         finish_epoch(model, dev, s, store, progress)
+    store.save(model, optimizer, progress)                 # what follows may be stopped too
     store.load_best(model)
     return progress
 
@@ -151,7 +152,9 @@ def finish_epoch(model, dev, settings, store, progress):
         store.save_best(model, epoch)
 
 
-def epochs_since_best(progress, metric):
-    """How many epochs ago the best value of the metric was first reached."""
-    values = [entry[metric] for entry in progress["history"]]
-    return len(values) - 1 - values.index(progress["best"][metric])
+def is_patience_over(progress, settings):
+    """Was the best value on dev first reached `patience` epochs ago, or earlier?"""
+    values = [entry.get(settings.metric) for entry in progress["history"]]
+    if not settings.patience or not values or values[-1] is None:                  # no dev rows
+        return False
+    return len(values) - 1 - values.index(progress["best"][settings.metric]) >= settings.patience

@@ -21,7 +21,11 @@ def shard_model(model, optimizer="adamw"):
         raise InputError(f"--optimizer {optimizer} works on whole tensors, --parallel fsdp shares "
                          "them out: take adamw or ddp")
     mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
-    for part in [*all_blocks(model), model]:
-        part = fully_shard(part, mesh=mesh)
+    parts = [*all_blocks(model), model]
+    for part in parts:
+        part = fully_shard(part, mesh=mesh, reshard_after_forward=True)
         part.set_force_sum_reduction_for_comms(True)      # gradients are summed, not averaged
         part.set_gradient_divide_factor(1.0)
+    for part in parts:         # a run may go on with dev rows: what inference mode gathers first is
+        part.unshard()         # of no use for a step
+        part.reshard()
