@@ -84,7 +84,8 @@ def as_rows(texts, names, most):
                              f"of several, not {short(text)}")
         if names and len(row) != limit:
             raise InputError(f"text {number}: this model was trained on {limit} text(s) a row "
-                             f"({', '.join(names)}), not on {len(row)}: give as many")
+                             f"({', '.join(names)}), not on {len(row)}: give as many "
+                             "(predict: in a file, --data)")
         if not any(part.strip() for part in row):
             raise InputError(f"text {number} is empty: there is nothing to classify")
         yield row

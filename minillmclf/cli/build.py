@@ -38,11 +38,14 @@ def refuse_adapter_of_random_weights(s):
 
 def own_head_note(settings):
     """settings: of run.json -> [a line] if the run has a head that transformers lacks, else []."""
-    pool = settings.get("pool", "family")
-    if pool == "family" or settings.get("readout", "head") != "head":
+    pool, remedy = settings.get("pool", "family"), "--pool family --few-rows off"
+    own = [(settings.get("windows", "none") != "none", "reads windows", "--windows none"),
+           (settings.get("preference") == "bradley-terry", "compares answers", "--preference head"),
+           (pool != "family", f"pools {pool}", remedy)]
+    if settings.get("readout", "head") != "head":
         return []
-    return [f"transformers has no head that pools {pool}: for a model to load there, train with "
-            "--pool family --few-rows off"]
+    return [f"transformers has no head that {what}: for a model to load there, train with {how}"
+            for is_own, what, how in own if is_own][:1]
 
 
 def model_lines(s, model, trainable, total):

@@ -154,7 +154,6 @@ def finish_epoch(model, dev, settings, store, progress):
 
 def is_patience_over(progress, settings):
     """Was the best value on dev first reached `patience` epochs ago, or earlier?"""
-    values = [entry.get(settings.metric) for entry in progress["history"]]
-    if not settings.patience or not values or values[-1] is None:                  # no dev rows
-        return False
-    return len(values) - 1 - values.index(progress["best"][settings.metric]) >= settings.patience
+    values = [entry[settings.metric] for entry in progress["history"] if settings.metric in entry]
+    return bool(settings.patience and values) and (
+        len(values) - 1 - values.index(progress["best"][settings.metric]) >= settings.patience)
