@@ -125,7 +125,7 @@ def load_tuned(folder, build, base=None):
         fill_bottlenecks(model, method, tensors, folder / TENSORS)
         model.tuning = tuning
     else:
-        peft.apply_adapter(model, adapter, tensors)
+        peft.apply_adapter(model, adapter, tensors, folder / ADAPTER)
         model.tuning |= tuning
     return model.eval()
 
@@ -184,19 +184,21 @@ def load_peft(folder, build, base=None):
     base = find_base([record["base_model_name_or_path"]], folder, base)
     where = Path(folder) / peft.OWN_FILE
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
-    labels = own.get("labels") or guess_labels(tensors, folder, base)
+    labels = own.get("labels") or guess_labels(tensors, base)
     model = build_from(build, base, labels, own, where, method=peft.method_of(record))
-    peft.apply_adapter(model, record, tensors)
+    peft.apply_adapter(model, record, tensors, folder)
     return model.eval()
 
 
-def guess_labels(tensors, folder, base):
-    """The base's class names if the adapter's head has as many rows, else LABEL_0, LABEL_1, ..."""
+def guess_labels(tensors, base):
+    """The base's class names if the adapter's head has as many rows, else LABEL_0, LABEL_1, ...
+
+    Without a head in the adapter: two names, and `apply_adapter` says what is missing.
+    """
     last = [t for name, t in tensors.items() if re.fullmatch(
-        r"(.*\.)?(classifier|score|out_proj)\.weight", name, re.S)]
+        r"(.*\.)?(classifier|score|out_proj)\.(lora_B\.)?weight", name, re.S)]
     if len(last) != 1 or not last[0].dim():
-        raise InputError(f"{folder}: no classification head in this adapter: it was saved without "
-                         "one, train it again")
+        return ["LABEL_0", "LABEL_1"]
     names = read_json(find_model(base) / "config.json").get("id2label")
     names = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
     fits = len(names) == len(last[0]) == len({*map(str, names)}) and is_names(names)
