@@ -19,7 +19,7 @@ from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, 
 from . import trainable_names
 from .base import base_record, changed_files, find_base, hash_files
 from .frozen import DTYPES
-from .peft.config import is_positive
+from .peft.config import is_positive, read_config
 from .peft.files import read_floats
 from .peft.model import raise_faults
 from .quant import CODES, dequantise_linears
@@ -77,6 +77,17 @@ def base_of(folder):
         config = read_json(folder / peft.CONFIG)
         return find_base([str(config.get("base_model_name_or_path"))], folder)
     return None
+
+
+def stored_method(folder):
+    """The tuning method of what lies in a folder, "full" for a complete model; None: no model."""
+    if (folder / TUNED).exists():
+        return check_fields(read_json(folder / TUNED), RECORD, folder / TUNED)["recipe"]["method"]
+    if (folder / peft.CONFIG).exists():
+        record, faults = read_config(read_json(folder / peft.CONFIG))
+        raise_faults(folder, faults)
+        return peft.method_of(record)
+    return "full" if (folder / "config.json").exists() else None
 
 
 def save_tuned(model, folder):
@@ -205,17 +216,21 @@ def guess_labels(tensors, base):
     return names if fits else [f"LABEL_{i}" for i in range(len(last[0]))]
 
 
+def check_mergeable(method, where="model"):
+    """InputError unless what this tuning method learns is a change of matrices."""
+    if method not in LORA_METHODS:
+        why = "this is a whole model already" if method not in ADAPTER_METHODS else \
+            f"what {method} has learned is no change of matrices"
+        raise InputError(f"{where}: only lora, dora and qlora can be merged, and {why}: use the "
+                         "folder as it is")
+
+
 def merge_tuned(model, dequantise=False):
     """Add what LoRA or DoRA has learned to the base's matrices -> the model, a plain classifier.
 
     dequantise: put a whole 4-bit base into full precision; without it such a base is refused.
     """
-    method = (model.tuning or {}).get("method", "full")
-    if method not in LORA_METHODS:
-        why = "this is a whole model already" if method not in ADAPTER_METHODS else \
-            f"what {method} has learned is no change of matrices"
-        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as "
-                         "it is")
+    check_mergeable((model.tuning or {}).get("method", "full"))
     lora.merge(model, dequantise)
     if dequantise:
         dequantise_linears(model)
