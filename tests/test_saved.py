@@ -230,6 +230,14 @@ def test_an_adapter_takes_the_names_of_its_bases_classes_if_they_are_as_many(nea
         assert Classifier.load(place / "run" / "adapter").labels == expected
 
 
+def test_an_adapter_of_peft_keeps_the_end_that_its_bases_tokenizer_says(near):
+    place, _ = near
+    edit(place / "base" / "tokenizer_config.json", truncation_side="left")
+    assert Classifier.load(place / "run" / "adapter").head.keep == "head", "trained here"
+    (place / "run" / "adapter" / "minillmclf.json").unlink()
+    assert Classifier.load(place / "run" / "adapter").head.keep == "tail"
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_rows_for_classes_without_names_are_told_where_names_belong(near, tmp_path, multi_label):
     place, _ = near

@@ -197,6 +197,8 @@ def load_peft(folder, build, base=None):
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
     labels = own.get("labels") or guess_labels(tensors, base)
     model = build_from(build, base, labels, own, where, method=peft.method_of(record))
+    if not where.exists():                              # PEFT made it
+        model.head.keep = model.tokenizer.kept_end
     peft.apply_adapter(model, record, tensors, folder)
     return model.eval()
 
