@@ -210,10 +210,8 @@ def place_others(model, record, others, wrapped):
 
 
 def head_faults(model, lost, in_full):
-    """-> [], or one fault: parts of the head come from neither base nor adapter, and a remedy.
-
-    lost: {path: file} of these parts; in_full: the record's modules_to_save.
-    """
+    """-> [], or one fault with a remedy. lost: {path: file} of the parts of the head that are in
+    neither base nor adapter; in_full: the record's modules_to_save."""
     if not lost:
         return []
     parts = ", ".join(f"{path} ({file})" for path, file in lost.items())
