@@ -57,7 +57,11 @@ def main(arguments=None):
     a = parse(arguments)
     from .classify.classifier import Classifier
     from .cli.run_folder import RunFolder
+    from .tuning.saved import check_mergeable, stored_method
     folder = find_model(a.model)
+    method = stored_method(folder)
+    if method:                                      # a folder without a model is refused below
+        check_mergeable(method, folder)
     out = check_out_folder(a.out, False, a.overwrite, paths_read(a))
     precisions = [base for base in a.base if base in ("full", "4bit")]
     folders = [base for base in a.base if base not in ("full", "4bit")]

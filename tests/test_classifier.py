@@ -332,6 +332,39 @@ def test_a_budget_is_used_up_and_no_short_part_is_cut_for_a_longer_one(lengths, 
             "a part was cut while a longer one was left")
 
 
+@pytest.mark.parametrize("config, document, kept", [
+    ("left", None, "tail"), (None, "Left", "tail"), ("right", "Left", "head"),
+    (None, None, "head")])
+def test_a_long_text_is_cut_on_the_side_that_the_tokenizer_says(config, document, kept,
+                                                                transformers, tmp_path):
+    folder = small.bert_folder(tmp_path / "bert")
+    Classifier.from_backbone(folder, ["x", "y"]).save(folder)
+    truncation = document and {"direction": document, "max_length": 9, "strategy": "LongestFirst",
+                               "stride": 0}
+    for name, more in (("config.json", {"minillmclf": ...}), ("tokenizer.json",
+                       {"truncation": truncation}),
+                       ("tokenizer_config.json", {"truncation_side": config or ...})):
+        content = json.loads((folder / name).read_text()) | more
+        content = {key: value for key, value in content.items() if value is not ...}
+        (folder / name).write_text(json.dumps(content))
+    Classifier.load(folder).save(tmp_path / "again")
+    assert Classifier.from_backbone(folder, ["x", "y"]).head.keep == "head", "a new run has its own"
+    long = " ".join(["rose soup rain tree salt wind"] * 30)
+    for place in (folder, tmp_path / "again"):
+        ours = Classifier.load(place)
+        assert ours.head.keep == kept
+        with may_refuse(), torch.no_grad():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            theirs = transformers.AutoModelForSequenceClassification.from_pretrained(place).eval()
+            rows = [tokenizer(*texts, truncation=True, max_length=ours.max_length - 1,
+                              return_tensors="pt") for texts in ((long,), (long, "the " * 90))]
+            expected = torch.cat([theirs(**row).logits for row in rows])
+        ours.max_length -= 1                    # else head and tail of this text are alike
+        found = torch.cat([ours.compute_logits(ours.encode([texts])[0])
+                           for texts in ((long,), (long, "the " * 90))])
+        assert torch.allclose(found, expected, atol=1e-5), f"{place.name}: other tokens are kept"
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_long_pairs_keep_both_parts(name):
     model = Classifier.load(MODELS / name)

@@ -125,6 +125,24 @@ def test_what_cannot_be_merged_is_one_line(method, more, fault, runs, tmp_path, 
     assert not (tmp_path / "merged").exists(), "nothing is left of a merge that was refused"
 
 
+@pytest.mark.parametrize("folder, why", [
+    ("full", "this is a whole model already"), ("houlsby", "houlsby has learned is no change"),
+    ("bert", "this is a whole model already"), ("prefix", "prefix has learned is no change")])
+def test_what_cannot_be_merged_is_refused_before_data_is_asked_for(folder, why, runs, tmp_path,
+                                                                   capsys):
+    place = runs["lora"].parent / folder
+    if folder == "prefix":
+        place = tmp_path / folder
+        place.mkdir()
+        (place / "adapter_config.json").write_text(
+            '{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2}')
+    elif folder != "bert":
+        place = shutil.copytree(place, tmp_path / folder)
+        (place / "run.json").unlink()
+    code, _, error = call(capsys, "--model", place, "--out", tmp_path / "merged")
+    assert code == 2 and f"{place}: only lora, dora and qlora" in error and why in error, error
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(runs, tmp_path, capsys):
     (tmp_path / "note").write_text("mine")
     code, _, error = call(capsys, "--model", runs["lora"], "--out", tmp_path)

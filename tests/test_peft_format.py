@@ -267,10 +267,12 @@ def test_all_linear_as_a_word_in_the_file(bases, peft, tmp_path):
     apply_adapter(classifier(bases["llama"]), record, tensors)
 
 
-@pytest.mark.parametrize("name, lost", [
-    ("deberta-v3", "head.dense.weight (pooler"), ("bert", "head.dense.weight (bert.pooler"),
-    ("t5", "head.out.weight (classification_head")])
-def test_a_head_that_peft_did_not_save_is_missed(name, lost, bases, peft, tmp_path):
+@pytest.mark.parametrize("name, lost, module", [
+    ("deberta-v3", "head.dense.weight (pooler", "pooler"),
+    ("bert", "head.dense.weight (bert.pooler", "pooler"),
+    ("modernbert", "head.norm.weight (head.norm", "head"),
+    ("t5", "head.out.weight (classification_head", "classification_head")])
+def test_a_head_that_peft_did_not_save_is_missed(name, lost, module, bases, peft, tmp_path):
     """By itself PEFT saves "classifier" and "score" only; what it makes up at loading is random."""
     made_by_peft(peft, bases[name], tmp_path, modules_to_save=None)
     ours = classifier(bases[name])
@@ -278,6 +280,11 @@ def test_a_head_that_peft_did_not_save_is_missed(name, lost, bases, peft, tmp_pa
     with pytest.raises(InputError, match="would stay random") as caught:
         apply_adapter(ours, *read_adapter(tmp_path))
     assert lost in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        Classifier.load(tmp_path, base=bases[name])
+    modules = json.dumps(sorted({"classifier", "score", module}))
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert str(caught.value).endswith(f"train it again with modules_to_save={modules}")
     assert (torch.equal(scores(ours), before)
             and not any("lora" in n for n, _ in ours.named_parameters())), "half applied"
 
@@ -637,6 +644,17 @@ def test_tensors_that_do_not_fit_are_named(edit, message, tmp_path):
     with pytest.raises(InputError, match=message):
         apply_adapter(ours, *read_adapter(folder))
     assert not any("lora" in n for n, _ in ours.named_parameters()), "it was applied by half"
+
+
+@pytest.mark.parametrize("saved, remedy", [
+    (None, r'train it again with modules_to_save=\["score"\], or, .*merge_and_unload'),
+    (["score"], "the adapter's file is not whole: copy it again")])
+def test_an_adapter_without_a_head_gets_a_remedy_that_fits(saved, remedy, tmp_path):
+    """The base has a head, on which the adapter may have learned."""
+    folder = edited(change(copied("llama", tmp_path), dropped("score")), modules_to_save=saved)
+    said = rf"{folder}: .*nothing fills head.out.weight .score.weight.: .* random: {remedy}"
+    with pytest.raises(InputError, match=said):
+        Classifier.load(folder, base=STORED / "llama" / "base")
 
 
 def test_a_pickle_is_never_opened(tmp_path):

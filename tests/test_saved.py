@@ -13,6 +13,7 @@ from small import bert_folder, module_of
 from test_families import CONFIGS, LABELS, TEXTS, folders  # noqa: F401  (folders: a fixture)
 from test_peft_format import by_peft, made_by_peft, peft, peft_scores, tuned  # noqa: F401
 
+from minillmclf import evaluate
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.files import CHECKPOINTS
@@ -227,6 +228,33 @@ def test_an_adapter_takes_the_names_of_its_bases_classes_if_they_are_as_many(nea
                             (["x", "x", "z"], ["LABEL_0", "LABEL_1", "LABEL_2"])):
         edit(place / "base" / "config.json", id2label=dict(enumerate(names)))
         assert Classifier.load(place / "run" / "adapter").labels == expected
+
+
+def test_an_adapter_of_peft_keeps_the_end_that_its_bases_tokenizer_says(near):
+    place, _ = near
+    edit(place / "base" / "tokenizer_config.json", truncation_side="left")
+    assert Classifier.load(place / "run" / "adapter").head.keep == "head", "trained here"
+    (place / "run" / "adapter" / "minillmclf.json").unlink()
+    assert Classifier.load(place / "run" / "adapter").head.keep == "tail"
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_rows_for_classes_without_names_are_told_where_names_belong(near, tmp_path, multi_label):
+    place, _ = near
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\n" + "".join(f"the {label} rose,{label}\n" for label in "xyz"))
+    adapter = place / "run" / "adapter"
+    (adapter / "minillmclf.json").write_text(json.dumps(
+        {"thresholds": [0.5] * 3} if multi_label else {}))
+    asked = ["--model", str(adapter), "--data", str(data)]
+    with pytest.raises(InputError, match=r"line 2: label 'x': the model's 3 classes have no names: "
+                       r'write them, .* "id2label": .* .of an adapter: that of its base'):
+        evaluate.main(asked)
+    edit(place / "base" / "config.json", id2label=dict(enumerate("xyz")))
+    assert evaluate.main(asked) == 0
+    data.write_text(data.read_text() + "a rose,w\n")
+    with pytest.raises(InputError, match="label 'w' is not one of the model's: x, y, z"):
+        evaluate.main(asked)
 
 
 # ------------------------------------------------------------------------------------- saved again

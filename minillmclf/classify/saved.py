@@ -104,6 +104,8 @@ def load(cls, path, base=None, device=None):
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model {path}")
+    if options["keep"] == "head" and not model.head.label_options:
+        model.head.keep = model.tokenizer.kept_end      # "tail" if transformers cuts on the left
     half = stored_half(model, checkpoint) if settings.get("dtype") == "bf16" else ()
     model.report, _ = load_weights(model, checkpoint, model.rename_table(), half=half,
                                    device=device)
@@ -131,7 +133,7 @@ def save_whole(model, path):
     for key in ("num_labels", *(["problem_type"] if label_texts else [])):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}
-    model.tokenizer.save(path)
+    model.tokenizer.save(path, model.head.keep)
     if quantised:                   # transformers computes in one dtype beside four bits: in fp32
         config["minillmclf"].pop("dtype", None)
     own_dtypes = [name for name, tensor in tensors.items()                 # parts of 4-bit layers

@@ -92,6 +92,12 @@ class SingleLabel:
     def class_number(self, label, example, name):
         """The class number of a label. InputError if the model does not have that label."""
         if label not in self.class_numbers:
+            numbered = [f"LABEL_{number}" for number in range(len(self.labels))]
+            if self.labels == numbered and not label.startswith("LABEL_"):
+                raise InputError(f"{name}, line {example.row}: label {label!r}: the model's "
+                                 f"{len(numbered)} classes have no names: write them, in class "
+                                 'order, as "id2label": {"0": NAME, "1": ...} into its config.json '
+                                 "(of an adapter: that of its base)")
             raise InputError(f"{name}, line {example.row}: label {label!r} is not one of the "
                              f"model's: {', '.join(self.labels)}: correct it, or leave the row "
                              f"out{did_you_mean(label, self.labels)}")

@@ -19,7 +19,7 @@ from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, 
 from . import trainable_names
 from .base import base_record, changed_files, find_base, hash_files
 from .frozen import DTYPES
-from .peft.config import is_positive
+from .peft.config import is_positive, read_config
 from .peft.files import read_floats
 from .peft.model import raise_faults
 from .quant import CODES, dequantise_linears
@@ -79,6 +79,17 @@ def base_of(folder):
     return None
 
 
+def stored_method(folder):
+    """The tuning method of what lies in a folder, "full" for a complete model; None: no model."""
+    if (folder / TUNED).exists():
+        return check_fields(read_json(folder / TUNED), RECORD, folder / TUNED)["recipe"]["method"]
+    if (folder / peft.CONFIG).exists():
+        record, faults = read_config(read_json(folder / peft.CONFIG))
+        raise_faults(folder, faults)
+        return peft.method_of(record)
+    return "full" if (folder / "config.json").exists() else None
+
+
 def save_tuned(model, folder):
     """Write the trained parameters of a classifier and tuned.json, without the base."""
     folder, base, tuning = Path(folder), find_model(model.base), model.tuning
@@ -125,7 +136,7 @@ def load_tuned(folder, build, base=None):
         fill_bottlenecks(model, method, tensors, folder / TENSORS)
         model.tuning = tuning
     else:
-        peft.apply_adapter(model, adapter, tensors)
+        peft.apply_adapter(model, adapter, tensors, folder / ADAPTER)
         model.tuning |= tuning
     return model.eval()
 
@@ -184,23 +195,36 @@ def load_peft(folder, build, base=None):
     base = find_base([record["base_model_name_or_path"]], folder, base)
     where = Path(folder) / peft.OWN_FILE
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
-    labels = own.get("labels") or guess_labels(tensors, folder, base)
+    labels = own.get("labels") or guess_labels(tensors, base)
     model = build_from(build, base, labels, own, where, method=peft.method_of(record))
-    peft.apply_adapter(model, record, tensors)
+    if not where.exists():                              # PEFT made it
+        model.head.keep = model.tokenizer.kept_end
+    peft.apply_adapter(model, record, tensors, folder)
     return model.eval()
 
 
-def guess_labels(tensors, folder, base):
-    """The base's class names if the adapter's head has as many rows, else LABEL_0, LABEL_1, ..."""
+def guess_labels(tensors, base):
+    """The base's class names if the adapter's head has as many rows, else LABEL_0, LABEL_1, ...
+
+    Without a head in the adapter: two names, and `apply_adapter` says what is missing.
+    """
     last = [t for name, t in tensors.items() if re.fullmatch(
-        r"(.*\.)?(classifier|score|out_proj)\.weight", name, re.S)]
+        r"(.*\.)?(classifier|score|out_proj)\.(lora_B\.)?weight", name, re.S)]
     if len(last) != 1 or not last[0].dim():
-        raise InputError(f"{folder}: no classification head in this adapter: it was saved without "
-                         "one, train it again")
+        return ["LABEL_0", "LABEL_1"]
     names = read_json(find_model(base) / "config.json").get("id2label")
     names = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
     fits = len(names) == len(last[0]) == len({*map(str, names)}) and is_names(names)
     return names if fits else [f"LABEL_{i}" for i in range(len(last[0]))]
+
+
+def check_mergeable(method, where="model"):
+    """InputError unless what this tuning method learns is a change of matrices."""
+    if method not in LORA_METHODS:
+        why = "this is a whole model already" if method not in ADAPTER_METHODS else \
+            f"what {method} has learned is no change of matrices"
+        raise InputError(f"{where}: only lora, dora and qlora can be merged, and {why}: use the "
+                         "folder as it is")
 
 
 def merge_tuned(model, dequantise=False):
@@ -208,12 +232,7 @@ def merge_tuned(model, dequantise=False):
 
     dequantise: put a whole 4-bit base into full precision; without it such a base is refused.
     """
-    method = (model.tuning or {}).get("method", "full")
-    if method not in LORA_METHODS:
-        why = "this is a whole model already" if method not in ADAPTER_METHODS else \
-            f"what {method} has learned is no change of matrices"
-        raise InputError(f"only lora, dora and qlora can be merged, and {why}: use the folder as "
-                         "it is")
+    check_mergeable((model.tuning or {}).get("method", "full"))
     lora.merge(model, dequantise)
     if dequantise:
         dequantise_linears(model)

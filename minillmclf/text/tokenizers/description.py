@@ -24,6 +24,7 @@ class Description(NamedTuple):
     max_length: int | None
     one_bos: bool          # there must be exactly one BOS, see families.py
     inputs: list           # names of the model's inputs: "input_ids", ...
+    kept_end: str          # of a text that transformers cuts: "head" or "tail"
     source: str
 
 
@@ -35,6 +36,7 @@ def describe(document, config, source):
     """
     check_document(document, source)
     document.setdefault("version", "1.0")
+    cut_side = config.get("truncation_side") or (document.get("truncation") or {}).get("direction")
     document |= {"truncation": None, "padding": None}  # decided per batch
     added = read_added_tokens(document, config, source)
     vocab = vocab_of(document) | {text: token["id"] for text, token in added.items()}
@@ -53,7 +55,8 @@ def describe(document, config, source):
     length = config.get("model_max_length", config.get("max_len"))
     max_length = None if length is None or length > 10**9 else int(length)
     return Description(document, roles, layouts, settings, max_length, family.one_bos,
-                       config.get("model_input_names") or inputs, source)
+                       config.get("model_input_names") or inputs,
+                       "tail" if cut_side in ("left", "Left") else "head", source)
 
 
 def find_layouts(document, family, roles, vocab, config, source):

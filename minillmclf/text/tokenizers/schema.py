@@ -66,7 +66,8 @@ ADDED_TOKEN = {"id": ID, "content": TEXT, "special?": BOOL, "normalized?": BOOL,
                "rstrip?": BOOL, "single_word?": (False,)}
 CONFIG = {"tokenizer_class?": or_null(TEXT), "model_max_length?": LENGTH, "max_len?": LENGTH,
           "extra_ids?": COUNT, "model_input_names?": NAMES, "additional_special_tokens?": TOKENS,
-          "extra_special_tokens?": TOKENS, "added_tokens_decoder?": {"*": {"content": TEXT}}}
+          "extra_special_tokens?": TOKENS, "added_tokens_decoder?": {"*": {"content": TEXT}},
+          "truncation_side?": (None, "left", "right")}
 CONFIG |= {f"{role}_token?": TOKEN for role in ROLES}
 CONFIG |= {f"{flag}?": FLAG for flag in CONFIG_FLAGS}
 

@@ -57,13 +57,14 @@ class Tokenizer:
     pad_id, cls_id, sep_id, unk_id, mask_id, bos_id, eos_id: None where there is no such token.
     max_length: the longest input of the checkpoint, special tokens included; None if unknown.
     inputs: the names of the model's inputs: "input_ids", "token_type_ids", "attention_mask".
+    kept_end: which end of a long text transformers keeps with these files, "head" or "tail".
     """
 
     def __init__(self, description):
         self.description = description
         document, source = description.document, description.source
         self.roles, self.inputs = description.roles, description.inputs
-        self.max_length = description.max_length
+        self.max_length, self.kept_end = description.max_length, description.kept_end
         self.vocab = vocab_of(document)
         self.pieces = {i: piece for piece, i in self.vocab.items()}
         for role in ROLES:
@@ -188,14 +189,18 @@ class Tokenizer:
                                  f"is {len(self) - 1}")
         return self.steps.join([self.pieces[i] for i in kept])
 
-    def save(self, folder):
-        """Write tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too."""
+    def save(self, folder, keep="head"):
+        """Write tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too.
+
+        keep: which end of a long text is kept; transformers keeps the head unless it is "tail".
+        """
         document = self.description.document
         config = {"tokenizer_class": "PreTrainedTokenizerFast",
                   "clean_up_tokenization_spaces": False,
                   "model_max_length": self.max_length or int(1e30),
                   "model_input_names": self.inputs}
         config |= self.description.settings
+        config |= {"truncation_side": "left"} if keep == "tail" else {}
         # null where there is none: Qwen has no BOS, and a reader may know one by default
         config |= {f"{role}_token": self.roles.get(role) for role in ROLES}
         config["added_tokens_decoder"] = {

@@ -61,8 +61,9 @@ def other_layout(table, path, tensor):
 
 # ------------------------------------------------------------------------------------ into a model
 
-def apply_adapter(model, record, tensors):
-    """Attach to a classifier what the record says and fill in all tensors -> Report.
+def apply_adapter(model, record, tensors, where="adapter"):
+    """Attach to a classifier what the record says and fill in all tensors -> Report. where: its
+    folder, for messages.
 
     Then the parameters of the adapter are trainable, no others, and `model.tuning` is set, so that
     the classifier can be saved. Raises InputError before anything has changed, for a layer without
@@ -82,7 +83,7 @@ def apply_adapter(model, record, tensors):
         if key in record and record[key] != settings[key]:
             faults.append(f"{key} of the adapter: {short(record[key], 200)}, of the model: "
                           f"{short(settings[key], 200)}")
-    raise_faults("adapter", faults)
+    raise_faults(where, faults)
     with torch.no_grad():
         added = wrap_layers(model, record, layers, places) if is_lora else \
             attach_virtual_tokens(model, record, rows)
@@ -201,11 +202,27 @@ def place_others(model, record, others, wrapped):
                                   table.is_transposed(path))
             continue
         faults.append(f"{short(file, 200)} {why}")
-    for path in sorted(expected - set(fills.values())):
-        why = "is new in this model and would stay random" if path in new else \
-            "learned, by the config"
-        faults.append(f"nothing fills {path} ({names[path]}): it {why}")
-    return fills, faults
+    empty = sorted(expected - set(fills.values()))
+    faults += [f"nothing fills {path} ({names[path]}): it learned, by the config"
+               for path in empty if path not in new]
+    lost = {path: names[path] for path in empty if path in new}
+    return fills, faults + head_faults(model, lost, in_full)
+
+
+def head_faults(model, lost, in_full):
+    """-> [], or one fault with a remedy. lost: {path: file} of the parts of the head that are in
+    neither base nor adapter; in_full: the record's modules_to_save."""
+    if not lost:
+        return []
+    parts = ", ".join(f"{path} ({file})" for path, file in lost.items())
+    modules = sorted({*in_full, *map(head_module, lost.values())})
+    remedy = f"train it again with modules_to_save={modules}".replace("'", '"')
+    if modules == sorted(in_full):
+        remedy = "the adapter's file is not whole: copy it again"
+    elif hasattr(model, "report") and set(lost.values()) <= {*model.report.dropped}:
+        remedy += ", or, if it learned with the base's head, save what PEFT's merge_and_unload() " \
+            "returns, with the tokenizer, and name that folder"
+    return [f"nothing fills {parts}: new in this model, it would stay random: {remedy}"]
 
 
 # ---------------------------------------------------------------------------------- out of a model
