@@ -86,11 +86,12 @@ def rows_of_run(a, model, s, tables, options):
     change what is read of these rows, not which rows they are."""
     columns = text_columns(model, None) if model.reading else s.text_column or None
     label = (model.reading or {}).get("label_column") or s.label_column or None
-    data, split = load_data(s.data, columns, label, s.seed, **options), a.split or "test"
+    table, split = tables.get(None), a.split or "test"             # a file is read once
+    data = load_data(table or s.data, columns, label, s.seed, **options)
     rows = getattr(hold_out_as_asked(s, data), split)
     if a.text_column or a.label_column:
         lines = {row.row for row in rows}
-        table = tables.get(None) or tables.get(split) or tables["train"]
+        table = table or tables.get(split) or tables["train"]
         columns = text_columns(model, a.text_column) if a.text_column else data.columns
         rows = read_examples(table, columns, a.label_column or data.label_column, **options)
         rows = [row for row in rows if row.row in lines]
