@@ -19,7 +19,7 @@ from ..training.metrics import is_better
 from ..training.parallel.processes import is_distributed
 from ..training.plan import Split, plan_epochs
 from .build import build_classifier
-from .machine import prepare_for_training, probe_fitter, reuse_frozen_features, step_and_store
+from .machine import memory_of_run, prepare_for_training, probe_fitter, step_and_store
 from .parser import StopSignal
 from .rows import encode_split
 
@@ -118,7 +118,7 @@ def fit_fold(s, data, learned, held_out, stop):
     def answer(line=None):
         logits.append(model.compute_logits(dev.encoded, s.eval_batch_size))
     with tempfile.TemporaryDirectory() as folder, \
-            reuse_frozen_features(s, model, [*train.encoded, *dev.encoded]):
+            memory_of_run(s, model, [*train.encoded, *dev.encoded]):
         step, store = step_and_store(s, model, train.targets, folder, stop, lambda line: None)
         fit_head, hooks = probe_fitter(s, model, train), loop.Hooks(on_epoch=answer)
         if fit_head and s.objective == "contrastive":

@@ -2,7 +2,7 @@
 import functools
 import platform
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy
 import safetensors
@@ -20,6 +20,7 @@ from ..training.checkpoint import Store
 from ..training.completion_loss import CompletionLoss
 from ..training.contrastive import Contrastive
 from ..training.features import cached_features
+from ..training.give_back import give_back_freed
 from ..training.monitors.gradients import check_first_steps
 from ..training.monitors.memory import name_memory_switch
 from ..training.monitors.nonfinite import locate_divergence
@@ -112,10 +113,15 @@ def step_and_store(s, model, targets, folder, stop, say):
     return name_memory_switch(check_first_steps(locate_divergence(step), say, probed)), store
 
 
-def reuse_frozen_features(s, model, encoded):
-    """with reuse_frozen_features(...): the hidden states of a frozen backbone are computed once,
-    not in each epoch. In several processes nothing is cached."""
-    return nullcontext() if parallel.is_distributed() else cached_features(model, encoded, s)
+@contextmanager
+def memory_of_run(s, model, encoded):
+    """with memory_of_run(...): the hidden states of a frozen backbone are computed once, not in
+    each epoch; in several processes nothing is cached. A run on a CPU that asks for little memory,
+    by a 4-bit base or activation checkpointing, gives freed memory back at once."""
+    little = s.gradient_checkpointing == "on" or bool(four_bit_sizes(model))
+    cache = nullcontext() if parallel.is_distributed() else cached_features(model, encoded, s)
+    with give_back_freed(little and device_kind(s.device) == "cpu"), cache:
+        yield
 
 
 def logits_of(s, model, encoded):

@@ -15,8 +15,8 @@ With --dtype bf16 the matrices that stay frozen take two bytes a number, and whi
 multiplied in fp32 it exists a second time, in fp32: the largest is counted.
 
 Not counted: what Python and torch take themselves, 300 MB and more; and freed memory that the C
-library keeps, much on Linux if tensors are some MB large, unless the environment has
-MALLOC_MMAP_THRESHOLD_=65536 (tests/reference/switches.py measures both).
+library keeps, much on Linux if tensors are some MB large (tests/reference/switches.py measures
+both). A run with a 4-bit base or --gradient-checkpointing gives it back (training/give_back.py).
 """
 import weakref
 from contextlib import contextmanager, nullcontext

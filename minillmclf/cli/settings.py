@@ -111,7 +111,7 @@ class Settings:
     micro_batch_size: int = setting(0, "hardware", "rows at a time on the device (0: all)")
     gradient_accumulation: int = setting(0, "hardware", "the same, as micro-batches a step")
     batch_tokens: int = setting(0, "hardware", "padded tokens of a step (0: no limit)")
-    gradient_checkpointing: str = setting("off", "hardware", "less memory, a third slower", SWITCH)
+    gradient_checkpointing: str = setting("off", "hardware", "less memory, half slower", SWITCH)
     deterministic: str = setting("off", "hardware", "the same in each run, on a GPU too", SWITCH)
     eval_batch_size: int = setting(64, "hardware", "rows at a time where nothing is learned")
     save_every: int = setting(100, "hardware", "steps between two states on disk")

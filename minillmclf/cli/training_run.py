@@ -21,9 +21,8 @@ from .build import build_classifier, build_task, check_saved, model_lines, own_h
 from .cross import fit_as_asked
 from .device import with_device_modes
 from .fits import too_large_line
-from .machine import (reuse_frozen_features, gather_weights, library_versions, logits_of,
-                      peak_memory_mb, prepare_for_training, probe_fitter, step_and_store,
-                      writes_files)
+from .machine import (gather_weights, library_versions, logits_of, memory_of_run, peak_memory_mb,
+                      prepare_for_training, probe_fitter, step_and_store, writes_files)
 from .parser import StopSignal
 from .progress import Progress
 from .rows import diagnose_data, encode_split, reading_of, write_predictions
@@ -59,7 +58,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
     sample = Split([train.encoded[i] for i in chosen], [train.targets[i] for i in chosen])
     fit, started = fit_as_asked(s, model, train, data, say), time.monotonic()
     bar = Progress(say is say_nothing, dynamic_ncols=True, leave=False)
-    with bar, StopSignal() as stop, reuse_frozen_features(s, model, [*train.encoded, *dev.encoded]):
+    with bar, StopSignal() as stop, memory_of_run(s, model, [*train.encoded, *dev.encoded]):
         def say_above(line):
             bar.clear()
             say(line)

@@ -1,8 +1,9 @@
 """Activation checkpointing: keep only a block's input, and run the block again for gradients.
 
 Activations then take one vector per token and block instead of about 15 to 35; a step
-takes about a third longer. Gradients are the same: the random state is restored, so dropout drops
-the same neurons twice. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+takes about half as long again, a third by the count of its products. Gradients are the same: the
+random state is restored, so dropout drops the same neurons twice.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 
 Not here: a choice of blocks (all are checkpointed), and the older of torch's two implementations:
 "reentrant" gives no gradient to a block whose input needs none, so LoRA would learn nothing on

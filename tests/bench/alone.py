@@ -24,6 +24,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.text.batch import Batch
 from minillmclf.text.tokenizers.tokenizer import load_tokenizer
+from minillmclf.training.give_back import give_back_freed
 from .cases import VOCABULARY, Case, Data, body, draw
 from .sides import Side, classes, classifier, label_scoring, reference
 
@@ -84,12 +85,13 @@ def print_peak(side, method, folder, place, hf=None):
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")                                            # the high-water mark begins here
     before = resident("VmRSS")
-    for _ in range(2):
-        scores = (model(batch) if side == "ours"
-                  else model(input_ids=ids, attention_mask=batch.mask).logits)
-        F.cross_entropy(scores, labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    with give_back_freed(side == "ours" and method == "qlora"):          # as train does
+        for _ in range(2):
+            scores = (model(batch) if side == "ours"
+                      else model(input_ids=ids, attention_mask=batch.mask).logits)
+            F.cross_entropy(scores, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     print(json.dumps(resident("VmHWM") - before + held / 2**20))
 
 

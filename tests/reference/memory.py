@@ -51,6 +51,7 @@ def measure(model, scores):
 OURS = STEPS + """
 from minillmclf.classify.classifier import Classifier
 from minillmclf.text.batch import Batch
+from minillmclf.training.give_back import give_back_freed
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
 model = Classifier.from_backbone(folder, ["a", "b"], quantise="nf4" if method == "qlora" else None,
@@ -61,7 +62,8 @@ tune(model, recipe if method != "full" else {"method": "full"})
 if recompute:
     recompute_blocks(model)
 batch = Batch(ids, mask, torch.zeros_like(ids), labels, list(range(8)))
-measure(model.train(), lambda: model(batch))
+with give_back_freed(recompute or method == "qlora"):        # as train does
+    measure(model.train(), lambda: model(batch))
 """
 THEIRS = STEPS + """
 import transformers

@@ -30,7 +30,7 @@ def advice(settings, at_once, longest):
     if at_once > 1 and settings.objective != "contrastive":     # which compares all rows at once
         return f"set --micro-batch-size {max(1, at_once // 4)}, which changes no result but dropout"
     if settings.gradient_checkpointing == "off":
-        return "set --gradient-checkpointing, which takes a third more time"
+        return "set --gradient-checkpointing, which takes half as long again"
     if settings.method == "full":
         return "set --method lora, which needs no moments of most weights"
     return f"set --max-length {max(8, longest // 2)}, or take a smaller model"
