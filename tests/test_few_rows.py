@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from conftest import refused
 from minillmclf import Classifier, evaluate, fine_tune, train as train_command
 from minillmclf.classify.sentence_vectors import sentence_settings
 from minillmclf.cli import cross
+from minillmclf.cli.build import own_head_note
 from minillmclf.cli.few_rows import read_run
 from minillmclf.cli.settings import read_settings
 from minillmclf.errors import InputError
@@ -242,6 +244,18 @@ def test_a_run_goes_on_as_it_began(place, tmp_path):
 
 
 SETTINGS = {"epochs": 1, "min_steps": 30, "batch_size": 9, "lr": 3e-3, "baselines": "off"}
+
+
+@pytest.mark.parametrize("settings, expected", [
+    ({}, ""), ({"pool": "mean"}, "no head that pools mean: .* --pool family --few-rows off$"),
+    ({"pool": "mean", "readout": "label_texts"}, ""),
+    ({"windows": "attention"}, "no head that weighs windows: .* --windows mean or none$"),
+    ({"windows": "max"}, "reads the first window of a text alone$"),
+    ({"windows": "mean", "pool": "last"}, "no head that pools last: "),
+    ({"preference": "bradley-terry"}, "no head that compares answers: .* --preference head$")])
+def test_what_transformers_lacks_or_leaves_out_is_said(settings, expected):
+    lines = own_head_note(settings)
+    assert len(lines) == bool(expected) and re.search(expected, "".join(lines))
 
 
 @pytest.fixture(scope="module")

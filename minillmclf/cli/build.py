@@ -37,15 +37,18 @@ def refuse_adapter_of_random_weights(s):
 
 
 def own_head_note(settings):
-    """settings: of run.json -> [a line] if the run has a head that transformers lacks, else []."""
-    pool, remedy = settings.get("pool", "family"), "--pool family --few-rows off"
-    own = [(settings.get("windows", "none") != "none", "reads windows", "--windows none"),
-           (settings.get("preference") == "bradley-terry", "compares answers", "--preference head"),
-           (pool != "family", f"pools {pool}", remedy)]
+    """settings: of run.json -> [a line] if transformers cannot load the run's head, or reads less
+    than it does, else []."""
+    pool, windows = settings.get("pool", "family"), settings.get("windows", "none")
+    lacks, loads = "transformers has no head that", ": for a model to load there, train with"
+    own = [(windows == "attention", f"{lacks} weighs windows{loads} --windows mean or none"),
+           (settings.get("preference") == "bradley-terry",
+            f"{lacks} compares answers{loads} --preference head"),
+           (pool != "family", f"{lacks} pools {pool}{loads} --pool family --few-rows off"),
+           (windows != "none", "transformers reads the first window of a text alone")]
     if settings.get("readout", "head") != "head":
         return []
-    return [f"transformers has no head that {what}: for a model to load there, train with {how}"
-            for is_own, what, how in own if is_own][:1]
+    return [line for applies, line in own if applies][:1]
 
 
 def model_lines(s, model, trainable, total):
