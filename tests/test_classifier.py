@@ -224,7 +224,7 @@ def test_a_body_that_lacks_a_tensor_is_refused_though_the_head_is_new(folder):
     tensors = load_file(broken / "model.safetensors")
     del tensors["bert.encoder.layer.1.output.dense.weight"]
     save_file(tensors, broken / "model.safetensors")
-    said = "1 faults: nothing in the file fills backbone.layers.1.down_proj.weight"
+    said = "1 fault: nothing in the file fills backbone.layers.1.down_proj.weight"
     with pytest.raises(InputError, match=said):
         Classifier.from_backbone(broken, ["x", "y"])
 

@@ -377,7 +377,7 @@ def test_no_tensor_of_an_adapter_may_be_other_than_finite(method, value, base, t
     tensors[name] = tensors[name].double()
     tensors[name].view(-1)[0] = value
     save_file(tensors, path)
-    with pytest.raises(InputError, match=f"adapter_model.safetensors: 1 faults: "
+    with pytest.raises(InputError, match=f"adapter_model.safetensors: 1 fault: "
                        f"'.*{name.split('.')[-2 if '.' in name else 0]}.* holds values that are "
                        f"not finite"):
         Classifier.load(tmp_path / "run")

@@ -111,7 +111,7 @@ def test_a_tensor_of_integers_is_refused(folder):
 def test_a_tensor_that_is_not_finite_is_refused(folder, value):
     tensors = tensors_of("bert_masked_lm")
     tensors["bert.encoder.layer.1.output.dense.weight"][0, 0] = value
-    fault = "1 faults: .bert.encoder.layer.1.output.dense.weight. holds .* not finite"
+    fault = "1 fault: .bert.encoder.layer.1.output.dense.weight. holds .* not finite"
     with pytest.raises(InputError, match=fault):
         load_backbone(folder(tensors=tensors))
 

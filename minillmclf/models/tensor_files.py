@@ -106,6 +106,11 @@ def remedy_for(name):
     return next(text for sign, text in REMEDIES if re.search(sign, name))
 
 
+def count_faults(faults):
+    """How many faults there are, and the first of them -> a line."""
+    return f"{len(faults)} fault{'s' * (len(faults) > 1)}: {join_faults(faults)}"
+
+
 def join_faults(faults, most=8):
     """The first faults in one line, and how many more there are."""
     more = [f"and {len(faults) - most} more"] if len(faults) > most else []

@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import InputError
 from ..files import find_model, short
 from .config import read_model_config
-from .tensor_files import find_tensors, join_faults, open_tensors, read_tensor, remedy_for
+from .tensor_files import count_faults, find_tensors, open_tensors, read_tensor, remedy_for
 
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")  # DataParallel, torch.compile
 READABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")   # dtypes, as safetensors names them
@@ -176,8 +176,7 @@ def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32, 
                for path in unfilled if not any(re.match(pattern, path) for pattern in optional)]
     faults = faults or place_tensors(model, checkpoint, report, table, dtype, place)
     if faults:
-        raise InputError(f"{checkpoint.folder}: {len(faults)} faults: "
-                         f"{join_faults(faults)}: {remedy}")
+        raise InputError(f"{checkpoint.folder}: {count_faults(faults)}: {remedy}")
     return report
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ...errors import InputError
 from ...files import short
-from ...models.tensor_files import join_faults
+from ...models.tensor_files import count_faults
 from ...models.weights import LoadReport, shape_fault
 from .. import lora, prefix, prompt, selection
 from .config import is_saved_in_full, lora_fields, method_of, target_layers
@@ -28,7 +28,7 @@ TUNING_KEYS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "b
 def raise_faults(where, faults):
     """InputError if there are faults, which names the first. where: the file that has them."""
     if faults:
-        raise InputError(f"{where}: {len(faults)} faults: {join_faults(faults)}")
+        raise InputError(f"{where}: {count_faults(faults)}")
 
 
 def short_name(name):
