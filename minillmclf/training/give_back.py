@@ -13,8 +13,9 @@ import os
 from contextlib import contextmanager
 
 THRESHOLD = 10**6              # bytes of a block that is taken from the system, and given back
-USUAL = 32 * 2**20             # the largest threshold, to which glibc goes by itself
-M_MMAP_THRESHOLD = -3          # its number in malloc.h
+USUAL = 32 * 2**20             # the largest threshold, to which glibc goes by itself, and keeps
+                               # twice as much at the end of its heap
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1                 # their numbers in malloc.h
 BY_HAND = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")      # the user has set a threshold
 
 
@@ -40,3 +41,4 @@ def give_back_freed(wanted=True):
     finally:
         if set_option:
             set_option(M_MMAP_THRESHOLD, USUAL)
+            set_option(M_TRIM_THRESHOLD, 2 * USUAL)
