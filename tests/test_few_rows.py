@@ -204,13 +204,69 @@ def test_train_chooses_by_the_number_of_rows(place):
     assert "--pool" not in line and "--lr" not in line
     s, _, line = chosen(place, method="head")
     assert (s.objective, s.head_init, s.epochs) == ("classes", "probe", 0)
-    s, _, line = chosen(place, readout="labels", template="{text} [MASK]")
-    assert s.objective == "classes" and not line
     s, _, line = chosen(place, micro_batch_size=4)
     assert s.objective == "classes" and "left out" in line and "--micro-batch-size" in line, (
         "the user's own setting does not go with it")
     with pytest.raises(InputError, match="--few-rows on"):
         chosen(place, micro_batch_size=4, few_rows="on")
+
+
+@pytest.mark.parametrize("given, goes_with", [
+    ({"readout": "labels", "template": "{text} [MASK]"}, "--readout head"),
+    ({"windows": "mean"}, "--windows none"), ({"preference": "head"}, "--preference none")])
+def test_where_no_setting_applies_this_is_said(place, given, goes_with):
+    data = "few.csv"
+    if "preference" in given:
+        data, answers = "answers.csv", ["a", "b", "tie"] * 10
+        rows = [(f"prompt {n}", f"one {n}", f"two {n}", own) for n, own in enumerate(answers)]
+        with open(place / data, "w", newline="") as file:
+            csv.writer(file).writerows([("prompt", "response_a", "response_b", "label"), *rows])
+        given = given | {"text_column": "prompt,response_a,response_b"}
+    for few_rows, begins in (("auto", "rows a class are few, but"), ("on", "--few-rows on:")):
+        s, found, line = chosen(place, data, **given, few_rows=few_rows)
+        assert (s.objective, s.head_init, s.dev) == ("classes", "random", "split") and found.dev
+        assert begins in line and line.endswith(f"are left out: they are for {goes_with}")
+    assert not chosen(place, data, **given, few_rows="off")[2]
+    unsplit(place / "many.csv", rows=3 * 70)
+    assert not chosen(place, "many.csv", windows="mean")[2], "many rows: nothing was to choose"
+
+
+def test_no_step_is_chosen_where_none_is_wanted(place):
+    s, _, line = chosen(place, epochs=0, head_init="probe")
+    assert (s.objective, s.epochs, s.min_steps, s.pool) == ("classes", 0, 0, "mean")
+    assert s.lr == 3e-4 and "--min-steps" not in line and "--dev none" in line
+
+
+@pytest.mark.parametrize("given", [{"lr": "auto"}, {"pool": "auto"}, {"learning_rate": "auto"}])
+def test_auto_is_as_if_not_given(place, given):
+    s, _, line = chosen(place, **given)
+    assert (s, line) == (chosen(place)[0], chosen(place)[2])
+    assert s.lr < 3e-4 and s.pool == "mean"
+
+
+def test_the_rows_that_are_learned_are_counted(place):
+    """Whether the user types the --dev none that is chosen anyway changes nothing."""
+    for name, count, classes in (("ten", 10, 3), ("three", 3, 10), ("sixty", 60, 2),
+                                 ("large", 49, 20)):
+        rows = [(f"text {n} of {label}", f"class {label}")
+                for n in range(count) for label in range(classes)]
+        with open(place / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+    for name, steps, says in (("ten", 50, "9 rows a class are few: "),
+                              ("three", 50, "2 rows a class are few: "),
+                              ("large", 55, "44 rows a class are few: ")):
+        s, data, line = chosen(place, f"{name}.csv")
+        typed, same, typed_line = chosen(place, f"{name}.csv", dev="none")
+        assert s == typed and data.train == same.train and not data.dev
+        assert (s.objective, s.min_steps) == ("contrastive", steps)
+        assert line.startswith(says) and line.replace(" --dev none", "") == typed_line
+    assert chosen(place, "ten.csv", dev="split")[2].startswith("8 rows a class are few: ")
+    s, _, line = chosen(place, "ten.csv", micro_batch_size=4)
+    assert line.startswith("8 rows a class are few, but ") and s.dev == "split"
+    assert chosen(place, "three.csv", dev="split")[0].objective == "classes", "a row a class"
+    for dev in ({}, {"dev": "none"}, {"dev": "cross"}):
+        assert not chosen(place, "sixty.csv", **dev)[2], "of 60 rows, 54 are no test rows"
+    assert chosen(place, "sixty.csv", dev="split")[2].startswith("48 rows a class are few: ")
 
 
 def test_it_chooses_nothing_for_several_processes(place, monkeypatch):

@@ -32,7 +32,8 @@ def read_run(s, flags, config=None, table=None):
     data, line = load_dataset(s, table), ""
     earlier = table is None and began_earlier(s)
     if flags.get("few_rows") == "on" or config is None and not earlier:
-        s, line = adapt_to_rows(s, data, set(with_current_names(flags)))
+        given = {name for name, value in with_current_names(flags).items() if value != "auto"}
+        s, line = adapt_to_rows(s, data, given)
     data = hold_out_as_asked(s, data)
     if s.dev == "cross":
         assign_rows(data.train, s.seed)          # InputError for a class of too few rows
@@ -51,16 +52,21 @@ def began_earlier(s):
 def adapt_to_rows(s, data, given):
     """Choose the settings that --few-rows chooses -> (Settings, a line about them or "").
 
-    data: text.data.Dataset; given: names of the settings that the user gave.
+    data: text.data.Dataset; given: names of the settings that the user gave. InputError where
+    --few-rows on does not go with one of them.
     """
-    rows = len(data.train) / len(data.labels)
-    few = rows < FEW and data.source["split"] == "random"     # who marks the splits, measures
-    if not (s.few_rows == "on" or s.few_rows == "auto" and few):
+    learned = learned_rows(s, data, given)
+    if not (s.few_rows == "on" or s.few_rows == "auto" and are_few(learned, data)):
         return s, ""
-    left_out = f"{rows:.0f} rows a class are few, but the settings for few rows are left out: "
+    left_out = f"{rows_a_class(data.train, data):.0f} rows a class are few, but "
+    if s.few_rows == "on":
+        left_out = "--few-rows on: "
+    left_out += "the settings for few rows are left out: "
+    if reason := why_none_apply(s):
+        return s, left_out + reason
     if s.few_rows == "auto" and are_several():
         return s, left_out + "they are for one process, not torchrun"
-    chosen = choose(s, data)
+    chosen = choose(s, data, len(learned))
     chosen = {name: value for name, value in chosen.items()
               if name not in given and getattr(s, name) != value}
     try:
@@ -71,25 +77,57 @@ def adapt_to_rows(s, data, given):
         return s, left_out + str(error)
     words = " ".join(f"{flag(name)} {value:g}" if isinstance(value, float) else
                      f"{flag(name)} {value}" for name, value in chosen.items())
-    line = f"{rows:.0f} rows a class are few: {words} (--few-rows off leaves these out)"
+    line = (f"{rows_a_class(learned, data):.0f} rows a class are few: {words} "
+            "(--few-rows off leaves these out)")
     return adapted, line if chosen else ""
 
 
-def choose(s, data):
-    """-> {name: value} of the settings for few rows that apply to the method, readout and task."""
-    if s.readout != "head" or s.windows != "none" or s.preference != "none":
-        return {}
+def learned_rows(s, data, given):
+    """The rows that are learned once the settings for few rows are chosen -> list of Examples: with
+    the dev rows that were held out of train, unless --dev split keeps these. given: as above."""
+    dev = s.dev if "dev" in given else choose_dev(s, data)
+    return hold_out_as_asked(replace(s, dev=dev), replace(data)).train      # data stays as it is
+
+
+def rows_a_class(rows, data):
+    """How many of these rows a class has on average."""
+    return len(rows) / len(data.labels)
+
+
+def are_few(learned, data):
+    """Does train by itself choose the settings for few rows? learned: from `learned_rows`."""
+    random = data.source["split"] == "random"                 # who marks the splits, measures
+    return random and rows_a_class(learned, data) < FEW
+
+
+def why_none_apply(s):
+    """Why no setting for few rows applies to the way that texts are read, or ""."""
+    for name, wanted in (("readout", "head"), ("windows", "none"), ("preference", "none")):
+        if getattr(s, name) != wanted:
+            return f"they are for {flag(name)} {wanted}"
+    return ""
+
+
+def choose_dev(s, data):
+    """-> the --dev for few rows: none where train held out the dev rows, and test rows remain."""
+    held_out = data.source["dev_from_train"] and data.test and not s.rows_per_class
+    if s.multi_label == "on" or why_none_apply(s):           # thresholds are fitted on dev rows
+        return s.dev
+    return "none" if held_out else s.dev
+
+
+def choose(s, data, learned):
+    """-> {name: value} of the settings for few rows that apply to the method and the task. learned:
+    how many rows are learned."""
     chosen = {"head_init": "probe"}
     if s.pool == "family" and is_encoder(s.model):
         chosen["pool"] = "mean"
-    held_out = data.source["dev_from_train"] and data.test and not s.rows_per_class
-    if held_out and s.multi_label == "off":                  # thresholds are fitted on dev rows
-        chosen["dev"] = "none"
-    if s.method == "head":
+    chosen["dev"] = choose_dev(s, data)
+    if s.method == "head" or s.epochs == 0:                  # the probe alone
         return chosen | {"epochs": 0}
-    if s.multi_label == "on" or len(data.train) == len(data.labels):
+    if s.multi_label == "on" or learned == len(data.labels):
         return chosen
-    steps = min(MOST_STEPS, max(STEPS, math.ceil(2 * len(data.train) / s.batch_size)))
+    steps = min(MOST_STEPS, max(STEPS, math.ceil(2 * learned / s.batch_size)))
     return chosen | {"objective": "contrastive", "epochs": 1, "min_steps": steps,
                      "lr": float(f"{default_lr(s)[0] / LOWER:.3g}")}
 
