@@ -2,6 +2,7 @@
 models and the comparison?"""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from conftest import MODELS, refused
 from small import ROOT, bert_folder, data_file, environment
 
 from minillmclf import train
+from minillmclf.compare import __main__ as compare
 from minillmclf.choose import facts as the_facts, measured, page, __main__ as choose
 from minillmclf.choose.advice import (FEW_ROWS_GAIN, advise, command_of, is_near,
                                        measured_flags)
 from minillmclf.classify.family_heads import build_head
+from minillmclf.cli.few_rows import read_run
 from minillmclf.cli.memory import training_memory
 from minillmclf.compare.source import other_source, source_of
 from minillmclf.models import load_backbone
@@ -31,12 +34,12 @@ def model(kind="encoder", name=None, median=50, limit=100, over=0.0, fit=("full"
 
 
 def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0, room=1,
-          comparison=None, rows_per_class=100):
+          comparison=None, rows_per_class=100, few=False):
     return {"purpose": purpose, "rows_at_once": 32, "machine": {"room": room},
             "comparison": comparison,
             "models": models or (model("decoder"), model(), model("encoder-decoder")),
             "data": {"texts": texts, "preference": preference, "imbalance": imbalance,
-                     "rows_per_class": rows_per_class}}
+                     "rows_per_class": rows_per_class, "few": few}}
 
 
 @pytest.mark.parametrize("given, flags, reason", [
@@ -196,6 +199,31 @@ def test_a_models_own_settings_and_those_of_all_are_flags():
         "model": "bert@lr=0.1,pool=mean"})
     assert found == {"model": "a/bert", "method": "full", "batch_size": 8, "readout": "labels",
                      "lr": "0.1", "pool": "mean", "epochs": "2"}
+
+
+def test_the_printed_command_makes_the_run_of_the_comparison_again(tmp_path, call):
+    """Of few rows train by itself would choose settings that no comparison has."""
+    bert_folder(tmp_path / "bert", layers=1)
+    data, folder = tmp_path / "few.csv", tmp_path / "compared"
+    data.write_text("text,label\n" + "".join(
+        f"a rose {n},garden\na soup {n},kitchen\n" for n in range(20)))
+    code, _, error = call(compare, "--data", data, "--models", tmp_path / "bert", "--methods",
+                          "full@objective=contrastive", "--head-init", "probe", "--seeds", 1,
+                          "--epochs", 1, "--out", folder)
+    assert code == 0, error
+    _, out, _ = call(choose, "--data", data, "--models", tmp_path / "bert", "--comparison", folder)
+    command = re.search("start with: python -m minillmclf.train (.*)", out)[1]
+    assert "--few-rows off" in command
+    given = vars(train.parse(shlex.split(command)))
+    given = {name: value for name, value in given.items() if name not in ("config", "overwrite")}
+    s, _, line = read_run(read_settings(given), given)
+    run = next(folder.glob("cells/bert-*/run.json"))
+    compared = read_settings({}, run).decisive_settings()
+    assert s.decisive_settings() == compared | {"data": str(data)} and not line
+    found = the_facts.data_facts(load_data(data))
+    assert found["few"] and found["rows_per_class"] == 18, "2 of 20 are test rows"
+    many = the_facts.data_facts(load_data("tickets"))
+    assert not many["few"] and many["rows_per_class"] == 776 / 8
 
 
 @pytest.fixture(scope="module")

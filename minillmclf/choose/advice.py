@@ -71,7 +71,10 @@ def advise(facts):
     if row is not best:
         why = ("measured: the shortest training within one standard error of the best on dev "
                f"({best['label']})")
-    return measured_flags(comparison, row), [why]
+    flags = measured_flags(comparison, row)
+    if facts["data"]["few"]:                   # no comparison chooses the settings for few rows
+        flags["few_rows"] = "off"
+    return flags, [why]
 
 
 def advise_by_rules(facts):

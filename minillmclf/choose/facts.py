@@ -10,19 +10,23 @@ from ..errors import InputError, is_exercise
 from ..files import CHECKPOINTS, find_model
 from ..text.doctor import SPLITS, percentile, unknown_share
 from ..cli.device import memory_of
+from ..cli.few_rows import are_few, learned_rows, rows_a_class
 from ..cli.fits import USABLE
 from ..cli.memory import MEASURED_METHODS, step_bytes, training_memory
+from ..cli.settings import Settings
 from ..tuning.quant_files import open_checkpoint
 
 
 def data_facts(data):
-    """Rows, classes and texts of a Dataset -> dict."""
+    """Rows, classes and texts of a Dataset -> dict. "rows_per_class": of those that are learned
+    with the settings for few rows; "few": does train choose these by itself?"""
     rows = Counter(example.label for example in data.train)
-    rarest = min(rows, key=rows.get)
+    rarest, learned = min(rows, key=rows.get), learned_rows(Settings(), data, ())
     return {"rows": {name: len(getattr(data, name)) for name in SPLITS}, "labels": data.labels,
             "rarest": rarest, "rarest_rows": rows[rarest],
             "imbalance": max(rows.values()) / rows[rarest], "texts": len(data.columns),
-            "preference": is_preference(data), "rows_per_class": len(data.train) / len(rows)}
+            "preference": is_preference(data), "rows_per_class": rows_a_class(learned, data),
+            "few": are_few(learned, data)}
 
 
 def machine_facts():
