@@ -13,12 +13,14 @@ import torch
 from conftest import refused
 
 from minillmclf import Classifier, evaluate, fine_tune, train as train_command
+from minillmclf.choose import __main__ as choose_command
 from minillmclf.classify.sentence_vectors import sentence_settings
 from minillmclf.cli import cross
 from minillmclf.cli.build import own_head_note
 from minillmclf.cli.few_rows import read_run
 from minillmclf.cli.settings import read_settings
 from minillmclf.errors import InputError
+from minillmclf.inspect import __main__ as inspect_command
 from minillmclf.report import __main__ as report_command
 from minillmclf.training.contrastive import (GROUP, LEAST_STEPS, Contrastive, contrastive_loss,
                                              grouped_batches)
@@ -526,6 +528,18 @@ def test_a_sentence_transformers_folder_says_how_it_pools(tmp_path, pooling, exp
     assert read_settings({"model": folder, "max_length": 30}).max_length == 30
     assert read_settings({"model": "mini-bert", "pool": "auto"}).pool == "family"
     assert sentence_settings("checkpoints/mini-bert") == {}
+
+
+def test_choose_and_inspect_say_how_many_tokens_it_takes(place, tmp_path, call):
+    """The body takes 64 tokens; the folder says 5."""
+    folder = sentence_folder(tmp_path / "st", {"pooling_mode_mean_tokens": True}, length=5)
+    asked = ["--data", place / "few.csv", "--models", folder, "--json"]
+    for more, limit in (([], 5), (["--max-length", 7], 7)):
+        (found,) = json.loads(call(choose_command, *asked, *more)[1])["models"]
+        assert found["limit"] == found["length"] == limit and found["over"] > 0
+    says = "train reads 5 tokens of a text under a head"
+    assert says in call(inspect_command, folder)[1]
+    assert "train reads" not in call(inspect_command, place / "bert")[1]
 
 
 def test_a_broken_sentence_transformers_folder_is_one_line(tmp_path):

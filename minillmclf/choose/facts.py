@@ -5,6 +5,7 @@ from collections import Counter
 import torch
 
 from ..classify.classifier import Classifier
+from ..classify.sentence_vectors import sentence_settings
 from ..classify.swap import is_preference
 from ..errors import InputError, is_exercise
 from ..files import CHECKPOINTS, find_model
@@ -49,8 +50,8 @@ def model_facts(name, data, s, machine):
     its activations.
     """
     folder = find_model(name)
-    empty = Classifier.empty(open_checkpoint(folder), data.labels,
-                             max_length=s.max_length or None)
+    most = s.max_length or sentence_settings(folder).get("max_length")       # as train has it
+    empty = Classifier.empty(open_checkpoint(folder), data.labels, max_length=most)
     splits = {split: [example.texts for example in getattr(data, split)] for split in SPLITS}
     lengths = [empty.head.count_tokens(empty.tokenizer, texts)
                for rows in splits.values() for texts in rows]

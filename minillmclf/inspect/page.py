@@ -6,6 +6,7 @@ import torch
 
 from ..classify.classifier import Classifier
 from ..classify.family_heads import build_head
+from ..classify.sentence_vectors import sentence_settings
 from ..cli.device import device_of, machine_line
 from ..cli.fits import fit_line
 from ..cli.memory import MEASURED_METHODS, size_text, switch_table, training_memory
@@ -186,6 +187,9 @@ def print_page(a):
     model, checkpoint, tokenizer = load_model(folder)
     backbone = getattr(model, "backbone", model)
     print(f"{folder}\n{architecture_line(backbone)}")
+    if most := sentence_settings(folder).get("max_length"):
+        print(f"a sentence-transformers folder: train reads {most} tokens of a text under a head, "
+              "unless --max-length or --pool is given")
     if model is not backbone:
         how = ""
         if model.head.label_options:
