@@ -35,7 +35,7 @@ def model(kind="encoder", name=None, median=50, limit=100, over=0.0, fit=("full"
 
 def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0, room=1,
           comparison=None, rows_per_class=100, few=False):
-    return {"purpose": purpose, "rows_at_once": 32, "machine": {"room": room},
+    return {"purpose": purpose, "asked": {}, "rows_at_once": 32, "machine": {"room": room},
             "comparison": comparison,
             "models": models or (model("decoder"), model(), model("encoder-decoder")),
             "data": {"texts": texts, "preference": preference, "imbalance": imbalance,
@@ -70,6 +70,8 @@ def facts(*models, purpose="classify", texts=1, preference=False, imbalance=1.0,
      {"model": "decoder", "method": "full", "readout": "labels"}, "a model that writes"),
     (facts(rows_per_class=49), {"model": "encoder", "method": "full", "few_rows": "on"},
      "49 rows a class are few"),
+    (facts(rows_per_class=49) | {"asked": {"micro_batch_size": 4}},
+     {"model": "encoder", "method": "full"}, "fits"),    # train refuses both together
     (facts(imbalance=5.1), {"model": "encoder", "method": "full", "class_weights": "balanced",
                             "metric": "macro_f1"}, "5.1 times the rows"),
     (facts(texts=3, preference=True),

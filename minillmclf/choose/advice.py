@@ -99,12 +99,12 @@ def advise_by_rules(facts):
          {"class_weights": "balanced", "metric": "macro_f1"},
          f"one class has {data['imbalance']:.1f} times the rows of another"),
         (data["rows_per_class"] < FEW and flags["method"] == "full",
-         ("readout", "preference", "windows"), {"few_rows": "on"},
+         ("readout", "preference", "windows", "micro_batch_size"), {"few_rows": "on"},
          f"{data['rows_per_class']:.0f} rows a class are few: on 10 of tickets MiniLM had "
          "{contrastive} by contrastive training, {full} by plain (lessons/measurements/few_rows.md)"
          .format(**FEW_ROWS_GAIN))]
     for applies, unless, more, reason in rules:
-        if applies and not set(unless) & set(flags):
+        if applies and not set(unless) & {*flags, *facts["asked"]}:
             flags |= more
             why.append(reason)
     return flags, why

@@ -26,8 +26,9 @@ def choose(a, given):
     data, machine = load_dataset(s), machine_facts()
     comparison = comparison_facts(a.comparison, data)
     models, left_out = all_model_facts(a.models, data, s, machine)
-    facts = {"purpose": a.purpose, "rows_at_once": rows_at_once(s), "data": data_facts(data),
-             "machine": machine, "models": models, "left_out": left_out, "comparison": comparison}
+    facts = {"purpose": a.purpose, "asked": given, "rows_at_once": rows_at_once(s),
+             "data": data_facts(data), "machine": machine, "models": models, "left_out": left_out,
+             "comparison": comparison}
     flags, why = advise(facts)
     flags |= {"data": s.data} | {key: value for key, value in given.items() if key not in flags}
     command = command_of(flags)
