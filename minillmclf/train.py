@@ -41,8 +41,7 @@ def main(arguments=None):
         print(line)
     record = training_run.train_unless_finished(s, data, folder, overwrite)
     if record is None:
-        again = "The same command" + " without --overwrite" * overwrite
-        raise Stopped(f"stopped; the state is saved in {folder}. {again} goes on from there.")
+        raise Stopped(run_folder.stopped_line(folder, overwrite))
     if record["finished"]:                         # true in the main process only
         training_run.show_record(record, data, folder)
     return 0

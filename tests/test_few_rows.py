@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -168,7 +169,7 @@ def test_the_contrastive_loss_is_the_papers():
 
 
 @pytest.mark.parametrize("counts, size", [((10, 10, 10), 32), ((10,) * 77, 32), ((2, 5, 1), 16),
-                                          ((40, 3), 16), ((6, 6), 2)])
+                                          ((40, 3), 16), ((6, 6), 8)])
 def test_batches_hold_several_rows_of_each_class(counts, size):
     targets = [target for target, count in enumerate(counts) for _ in range(count)]
     random.Random(0).shuffle(targets)
@@ -183,6 +184,22 @@ def test_batches_hold_several_rows_of_each_class(counts, size):
     epochs = [grouped_batches(targets, size, f"0:{epoch}") for epoch in range(10)]
     drawn = {row for epoch in epochs for batch in epoch for row in batch}
     assert drawn == set(range(len(targets))), "all rows are learned from"
+
+
+@pytest.mark.parametrize("size", [4, 5, 7])
+def test_a_small_batch_compares_two_classes(size):
+    targets = [n % 4 for n in range(40)]
+    for batch in grouped_batches(targets, size, "0:1"):
+        assert len(batch) <= size
+        assert sorted(Counter(targets[row] for row in batch).values()) == [size // 2] * 2
+    refused(lambda: read_settings({"objective": "contrastive", "batch_size": 3}),
+            "--batch-size 3 should be 4 or more")
+
+
+@pytest.mark.parametrize("name, value", [("head_lr", 1e-2), ("head_init", "random")])
+def test_contrastive_training_refuses_settings_of_a_head_that_it_does_not_train(name, value):
+    refused(lambda: read_settings({"objective": "contrastive", name: value}),
+            "--objective contrastive", "--" + name.replace("_", "-"))
 
 
 # ---------------------------------------------------------------- what train chooses
@@ -471,7 +488,8 @@ def test_a_run_with_folds_says_what_it_chose_and_is_resumed(place, tmp_path, cal
     assert code == 0 and "fold 5 of 5" in out and "on the held-out rows of 5 folds" in out, error
     assert out.count("dev accuracy") == 3
     for step, state in ((7, False), (51, True)):
-        assert small.forked("train", given("again"), interrupt=[step])[0] == 130
+        code, out, _, _ = small.forked("train", given("again"), interrupt=[step])
+        assert code == 130 and ("goes on from there" if state else "begins anew") in out
         assert (tmp_path / "again" / "state.safetensors").exists() == state
     assert small.forked("train", given("again"))[0] == 0
     for name in ("model.safetensors", "predictions.csv", "metrics.jsonl"):
@@ -497,6 +515,42 @@ def test_folds_that_cannot_be_are_refused(place, tmp_path):
             "--dev cross", "dev rows of its own")
     refused(lambda: read_settings({"dev": "cross", "multi_label": "on", "metric": "log_loss"}),
             "--multi-label off")
+
+
+@pytest.mark.parametrize("dev", ["none", "cross"])
+def test_dev_rows_that_others_marked_and_patience_need_a_dev_split(dev, place, tmp_path):
+    small.data_file(tmp_path / "marked.csv")
+    refused(lambda: chosen(place, tmp_path / "marked.csv", dev=dev, few_rows="off"),
+            f"--dev {dev}", "dev rows of its own", "--dev split")
+    refused(lambda: read_settings({"dev": dev, "patience": 2}), "--patience 2", "--dev split")
+    _, _, line = chosen(place, patience=2)
+    assert "left out: --patience 2" in line                        # it asks for dev rows
+
+
+def test_without_dev_rows_a_class_may_have_one_row(place, tmp_path, call):
+    for name, word in (("train", "old"), ("test", "new")):
+        rows = [("text", "label"), *((f"a {word} {topic}", topic) for topic in small.TOPICS)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        with (tmp_path / "data" / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    given = small.flags(model=place / "bert", data=tmp_path / "data", out=tmp_path / "run",
+                        epochs=1)
+    code, _, error = call(train_command, *given)
+    assert code == 2 and "3 train and 0 dev rows" in error and "--dev none" in error
+    code, out, error = call(train_command, *given, "--dev", "none", "--few-rows", "off")
+    assert code == 0 and "test (3 rows)" in out, error
+
+
+def test_several_labels_without_dev_rows_keep_thresholds_of_a_half(place, tmp_path, call):
+    texts = small.texts_of(random.Random(0), 30)
+    with (tmp_path / "several.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *(
+            (text, label + "|urgent" * (n % 3 == 0)) for n, (text, label) in enumerate(texts))])
+    code, out, error = call(train_command, *small.flags(
+        model=place / "bert", data=tmp_path / "several.csv", out=tmp_path / "run", epochs=1),
+        "--multi-label", "--dev", "none")
+    assert code == 0, error
+    assert set(Classifier.load(tmp_path / "run").task.thresholds) == {0.5}
 
 
 # ---------------------------------------------------------------- sentence-transformers folders
@@ -546,6 +600,11 @@ def test_a_broken_sentence_transformers_folder_is_one_line(tmp_path):
     folder = sentence_folder(tmp_path / "st", {"pooling_mode_mean_tokens": True})
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": "long"}')
     refused(lambda: sentence_settings(folder), "sentence_bert_config.json", "max_seq_length")
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["mean"]}')
+    refused(lambda: sentence_settings(folder), "1_Pooling/config.json", "pooling_mode")
+    (folder / "1_Pooling" / "config.json").unlink()
+    refused(lambda: sentence_settings(folder), "1_Pooling/config.json: is not there", "--pool")
     (folder / "modules.json").write_text('{"0": 1}')
     refused(lambda: sentence_settings(folder), "modules.json", "array")
     for path in ("../x", "/etc", 7):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from small import bert_folder
 
 from minillmclf.inspect import __main__ as inspect, page
-from minillmclf.cli import fits, memory
+from minillmclf.cli import device, fits, memory
+from minillmclf.cli.memory_limit import group_limits
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import build_head
 from minillmclf.classify.head import Head
@@ -296,6 +298,32 @@ def test_of_every_kind_of_model_and_shape_too(name, kind, method, rows, length):
     said, most = estimate_and_peak(name, kind, method, rows, length)
     assert abs(said - most) <= 0.15 * most, \
         f"{name}, {method}: estimated {said / 2**20:.1f} MB, tensors take {most / 2**20:.1f} MB"
+
+
+V2 = ("0::{}\n", "", "memory.max", "memory.current", "inactive_file")
+V1 = ("9:name=systemd:/\n4:memory:{}\n3:cpuset:/\n", "memory", "memory.limit_in_bytes",
+      "memory.usage_in_bytes", "total_inactive_file")
+
+
+@pytest.mark.parametrize("listed, top, limit, use, cache", [V1, V2])
+def test_the_limits_of_a_container_are_the_memory_there_is(listed, top, limit, use, cache, tmp_path,
+                                                           monkeypatch):
+    """A job of 3,000 bytes in a group of 5,000, in one without a limit."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(listed.format("/slurm/job"))
+    folder = tmp_path / "sys/fs/cgroup" / top
+    groups = (("", "max", 9000), ("slurm", "5000", 4900), ("slurm/job", "3000", 900))
+    for name, most, used in groups:
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / limit).write_text(f"{most}\n")
+        (place / use).write_text(f"{used}\n")
+        (place / "memory.stat").write_text(f"anon 7\n{cache} 400\n")
+    assert group_limits(tmp_path) == [(3000, 2500), (5000, 500)]
+    assert group_limits(tmp_path / "nowhere") == []
+    monkeypatch.setattr(device, "group_limits", lambda: group_limits(tmp_path))
+    if sys.platform == "linux":
+        assert device.memory_of(torch.device("cpu")) == {"total": 3000, "free": 500}
 
 
 @pytest.mark.parametrize("free, expected", [

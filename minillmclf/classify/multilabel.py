@@ -120,6 +120,8 @@ class MultiLabel(SingleLabel):
             "at_half": {name: plain[name] for name in THRESHOLD_METRICS}}
 
     def fit_to_dev(self, probabilities, examples):
+        if not examples:                               # --dev none: the thresholds stay 0.5
+            return self
         return MultiLabel(self.labels, fit_thresholds(probabilities(), self.targets(examples)))
 
     def metric_lines(self, results, name, examples, fitted=False):

@@ -14,6 +14,7 @@ MODES = {                      # in the pooling's config.json -> our name
     "pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max", "pooling_mode_lasttoken": "last"}
 NAMES = {"cls": "first", "mean": "mean", "max": "max", "lasttoken": "last"}
+MODE = {"pooling_mode?": (lambda v: v is None or type(v) is str, "the name of a pooling")}
 LENGTH = {"max_seq_length?": (lambda v: v is None or type(v) is int and v > 2,
                               "a number of tokens above 2")}
 
@@ -46,7 +47,11 @@ def pooling_of(folder):
             place = module.get("path")
             if not isinstance(place, str) or ".." in Path(place).parts or Path(place).is_absolute():
                 raise InputError(f"{path}: {short(place)} should be a folder beside it")
-            config = read_json(folder / place / "config.json")
+            where = folder / place / "config.json"
+            if not where.is_file():
+                raise InputError(f"{where}: is not there, but modules.json names it: download the "
+                                 "folder again, or choose the pooling by --pool")
+            config = check_fields(read_json(where), MODE, where)
             on = {name for key, name in MODES.items() if config.get(key) is True}
             on |= {NAMES[mode] for mode in [config.get("pooling_mode")] if mode in NAMES}
             others = [key for key, value in config.items()

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
+from .memory_limit import group_limits
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"      # cuBLAS reads it when its first product is computed
 
@@ -91,8 +92,10 @@ def memory_of(device):
     if device.type != "cpu" or not Path("/proc/meminfo").exists():
         return {"total": None, "free": None}
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return {"total": 1024 * int(lines["MemTotal"].split()[0]),
-            "free": 1024 * int(lines["MemAvailable"].split()[0])}
+    total, free = (1024 * int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    limits = group_limits()                                # of a container, or a batch system
+    return {"total": min([total, *(limit for limit, _ in limits)]),
+            "free": min([free, *(left for _, left in limits)])}
 
 
 def device_text(device):

@@ -44,9 +44,11 @@ def load_dataset(s, table=None):
     from .build import task_class                      # torch takes seconds, --help should not
     kind = task_class(s)
     data = load_data(table or s.data, s.text_column or None, s.label_column or None, s.seed,
-                     kind.MULTI_LABEL, s.quoting)
+                     kind.MULTI_LABEL, s.quoting, needs_dev=s.dev == "split")
     kind.check_columns(data.columns, s.readout)
     data = hold_out_as_asked(s, data)
+    if s.dev == "none" and data.dev:
+        refuse_other_dev_rows(s)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
@@ -59,9 +61,14 @@ def hold_out_as_asked(s, data):
     if s.dev != "split" and data.source["dev_from_train"] and data.test:
         data.train, data.dev = data.train + data.dev, []
     if s.dev == "cross" and data.dev:
-        raise InputError(f"--dev cross: {short(s.data, 200)} has dev rows of its own, or no test "
-                         "rows beside them; let these choose: --dev split")
+        refuse_other_dev_rows(s)
     return data
+
+
+def refuse_other_dev_rows(s):
+    """InputError for --dev none or cross where there are dev rows."""
+    raise InputError(f"--dev {s.dev}: {short(s.data, 200)} has dev rows of its own, or no test "
+                     "rows beside them; let these choose: --dev split")
 
 
 def diagnose_data(model, data):

@@ -144,6 +144,15 @@ def refuse_other_device(s, folder, record):
                          f"--device {begun}, or start anew with --overwrite")
 
 
+def stopped_line(folder, overwrite):
+    """What a stopped run says: whether the same command goes on, or begins anew as the folds of
+    --dev cross do, which save no state."""
+    again = "The same command" + " without --overwrite" * overwrite
+    if any((place / "state.safetensors").exists() for place in (folder, folder / NEW_RUN)):
+        return f"stopped; the state is saved in {folder}. {again} goes on from there."
+    return f"stopped before a state was saved in {folder}. {again} begins anew."
+
+
 class RunFolder:
     """OUT, as the module describes it. folds has a subclass with another record and other files."""
     RECORD_FILE = "run.json"

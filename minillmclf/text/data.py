@@ -42,7 +42,7 @@ class Dataset:
 
 
 def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_label=False,
-              quoting="auto") -> Dataset:
+              quoting="auto", needs_dev=True) -> Dataset:
     """Read labelled data with its splits; columns as for examples.read_examples.
 
     path_or_name: a file, split by its column `split` or else 80/10/10 by `seed` (`hold_out`); a
@@ -52,7 +52,7 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
 
     multi_label: a label cell names any number of classes, or none: "a|b", in JSONL also
     ["a", "b"]; or with label_column "a,b,c" each class has a column of 0 and 1. Otherwise "a|b" is
-    the name of one class.
+    the name of one class. needs_dev: is it an error if no dev rows can be held out?
     """
     tables = read_tables(path_or_name, quoting)
     first = next(iter(tables.values()))
@@ -69,10 +69,11 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
     if dev_from_train := not parts["dev"]:
         held_out = ("dev", "test") if kind == "random" else ("dev",)
         parts |= hold_out(parts["train"], held_out, seed, multi_label)
-    if not parts["train"] or not parts["dev"]:
+    if not parts["train"] or needs_dev and not parts["dev"]:
+        other = "mark their split" if kind == "random" else "dev rows (--dev none does without)"
         raise InputError(f"{path}: {len(parts['train'])} train and {len(parts['dev'])} dev rows, "
-                         "where both are needed: add rows of each class with different texts, or "
-                         "mark their split")
+                         f"where both are needed: add rows of each class with different texts, or "
+                         f"{other}")
     paths = {split: tables.get(split, first).path for split in parts}
     labels = find_classes(parts, paths, split_names(label_column), multi_label)
     source = {"path": str(getattr(path_or_name, "path", path_or_name)),

@@ -51,13 +51,14 @@ class Contrastive:
 
 def grouped_batches(targets, size, seed):
     """The batches of an epoch, with several rows of each class that is in them -> a list of lists
-    of row numbers. Classes are drawn at random, then as many rows of each: GROUP or more, which
-    fill a batch of `size` rows, or all rows of a smaller class.
+    of row numbers. Classes are drawn at random, two or more, then as many rows of each: GROUP or
+    more, which fill a batch of `size` rows (half a batch of fewer than 8), or all rows of a smaller
+    class.
     """
     rng, rows = random.Random(f"grouped:{seed}"), {}                     # rows: by class
     for row, target in enumerate(targets):
         rows.setdefault(target, []).append(row)
-    group = max(GROUP, size // len(rows))
+    group = max(min(GROUP, size // 2), size // len(rows))
     count = max(1, min(len(rows), size // group))                        # of classes in a batch
     steps = max(LEAST_STEPS, -(-len(targets) // size))
     return [[row for target in rng.sample(sorted(rows), count)
