@@ -14,6 +14,7 @@ from ..errors import InputError, did_you_mean
 from ..files import find_model, read_json, short
 from ..training.rates import default_lr
 from .checks import check, flag, is_default, unread_settings
+from .four_bits import with_kind_of_file
 
 SWITCH = "off on"                      # choices of a flag that means on when it has no value
 OLD_NAMES = {                          # in run.json of the first version -> now
@@ -239,6 +240,7 @@ def read_settings(arguments, config=None):
             values.pop(name, None)
     s = read_named_files(Settings(**values).check(arguments))
     s = with_sentence_settings(s, values)
+    s = with_kind_of_file(s, arguments if is_run else values)
     if s.gradient_accumulation > 1:
         s = replace(s, micro_batch_size=math.ceil(s.batch_size / s.gradient_accumulation))
     s = replace(s, gradient_accumulation=0)
