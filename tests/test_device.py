@@ -382,6 +382,15 @@ def test_an_unknown_device_is_an_input_error():
         device.move(torch.nn.Linear(1, 1), "nowhere")
 
 
+def test_a_model_on_the_device_that_is_put_into_bf16_holds_bf16():
+    layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3, dtype=torch.bfloat16)
+    expected = torch.nn.functional.linear(x, *(p.to(torch.bfloat16) for p in layer.parameters()))
+    with Watch():
+        layer.to(DEVICE).to(torch.bfloat16)
+        assert all(p.held.dtype == p.dtype == torch.bfloat16 for p in layer.parameters())
+        assert torch.equal(layer(x.to(DEVICE)).cpu(), expected)
+
+
 # --------------------------------------------------------------------------------- no more memory
 
 @pytest.mark.parametrize("error, flags, remedy", [
