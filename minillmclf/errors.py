@@ -1,15 +1,28 @@
-"""InputError is the one kind of error for everything that a user can put right.
+"""InputError is the one kind of error for everything that a user can put right, but for a lack of
+memory: NoMemory.
 
-Its message names the file, row or key, the numbers, and the remedy. The commands print it as one
+The message names the file, row or key, the numbers, and the remedy. The commands print it as one
 line and exit with code 2.
 """
 import difflib
+import re
 
-NO_MEMORY = "can't allocate memory|out of memory|alloc_cpu"     # a regex: torch says so
+# a regex: torch says so, and the system
+NO_MEMORY = "can't allocate memory|out of memory|alloc_cpu|Cannot allocate memory"
 
 
 class InputError(ValueError):
     """A file, a row or a setting is wrong."""
+
+
+class NoMemory(MemoryError):
+    """There is too little memory. The message names the numbers, and what to lower."""
+
+
+def is_no_memory(error):
+    """Does an exception say that there is too little memory?"""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, Exception) and bool(re.search(NO_MEMORY, str(error))))
 
 
 def is_exercise(error):

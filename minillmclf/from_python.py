@@ -6,7 +6,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from .cli.device import check_device
+from .cli.device import check_device, device_kind
 from .cli.settings import read_settings
 from .text.table_files import MEMORY
 from .text.table_memory import table_from_memory
@@ -41,7 +41,7 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     s, rows, line = few_rows.read_run(s, given, config, table)
     if line:
         say(line)
-    with tempfile.TemporaryDirectory() as scratch, undisturbed():
+    with tempfile.TemporaryDirectory() as scratch, undisturbed(device_kind(check_device(s.device))):
         folder = Path(s.out or scratch)
         record = training_run.train_unless_finished(s, rows, folder, overwrite, say, on_epoch)
         if record is None:
@@ -52,13 +52,19 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
 
 
 @contextlib.contextmanager
-def undisturbed():
-    """with undisturbed(): ...   One thread at a time runs the block; it may compute gradients, and
-    draws random numbers that nothing outside it sees."""
+def undisturbed(kind="cpu"):
+    """with undisturbed(): ...   One thread at a time runs the block; it may compute gradients, in
+    fp32 where it does not ask for less, and draws random numbers that nothing outside it sees.
+    kind: of the device that it computes on."""
     import torch
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with (ONE_AT_A_TIME, torch.random.fork_rng(gpus), torch.inference_mode(False),
-          torch.enable_grad()):
+          torch.enable_grad(), contextlib.ExitStack() as undone):
+        for device in filter(torch.amp.is_autocast_available, {"cpu", kind}):
+            if torch.is_autocast_enabled(device):
+                undone.enter_context(torch.autocast(device, enabled=False))
+        undone.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
         yield
 
 

@@ -8,7 +8,9 @@ from or to the device, each number read.
 import csv
 import importlib
 import random
+import re
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,12 +21,16 @@ from test_families import CONFIGS, folders, spread          # noqa: F401  folder
 from minillmclf import generate
 from minillmclf.cli import device
 from minillmclf.cli.build import classifier_options, tuning_config
+from minillmclf.cli.parser import limit_message
 from minillmclf.cli.settings import Settings
 from minillmclf.classify.classifier import Classifier
-from minillmclf.errors import InputError
+from minillmclf.errors import InputError, NoMemory
+from minillmclf.models import tensor_files
 from minillmclf.models.weights import Checkpoint
 from minillmclf.training.completion_loss import CompletionLoss
 from minillmclf.training.loop import take_step
+from minillmclf.training.monitors import memory
+from minillmclf.training.parallel import processes
 from minillmclf.training.plan import Split
 from minillmclf.tuning import tune
 
@@ -376,6 +382,15 @@ def test_an_unknown_device_is_an_input_error():
         device.move(torch.nn.Linear(1, 1), "nowhere")
 
 
+def test_a_model_on_the_device_that_is_put_into_bf16_holds_bf16():
+    layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3, dtype=torch.bfloat16)
+    expected = torch.nn.functional.linear(x, *(p.to(torch.bfloat16) for p in layer.parameters()))
+    with Watch():
+        layer.to(DEVICE).to(torch.bfloat16)
+        assert all(p.held.dtype == p.dtype == torch.bfloat16 for p in layer.parameters())
+        assert torch.equal(layer(x.to(DEVICE)).cpu(), expected)
+
+
 # --------------------------------------------------------------------------------- no more memory
 
 @pytest.mark.parametrize("error, flags, remedy", [
@@ -411,6 +426,68 @@ def test_too_little_memory_names_the_switch_and_keeps_what_was_saved(
     code, _, said = call(train, *given)
     assert code == 2 and remedy in said and "rows of up to" in said
     assert said.rstrip().count("\n") <= 3 and "Traceback" not in said
+    if "batch-size" in remedy:                       # the switch that the line names lets it go on
+        given += remedy.split()
     code, _, _ = call(train, *given)
     steps = 25 if "objective" in flags else 5                    # contrastive: LEAST_STEPS
     assert code == 0 and len(taken) == 3 + steps - 2, "it takes the steps after the second"
+
+
+def test_too_little_memory_for_answers_names_rows_at_a_time_and_the_run_goes_on(
+        folders, tmp_path, call, monkeypatch):                                  # noqa: F811
+    from minillmclf import train
+    from minillmclf.predict import __main__ as predict
+    with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *texts_of(random.Random(5), 120)])
+    given = ["--model", folders["bert"], "--data", tmp_path / "rows.csv", "--out", tmp_path / "run",
+             "--epochs", 1, "--few-rows", "off", "--baselines", "off", "--save-every", 1]
+    whole = Classifier.forward
+
+    def fails_for_many(model, batch, *more):
+        if not torch.is_grad_enabled() and len(batch.rows) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return whole(model, batch, *more)
+    monkeypatch.setattr(Classifier, "forward", fails_for_many)
+    code, _, said = call(train, *given)
+    found = re.search(r"not enough memory to answer (\d+) rows of up to \d+ tokens at a time: set "
+                      r"--eval-batch-size (\d+) ", said)
+    assert code == 2 and found and "Traceback" not in said and "diverged" not in said, said
+    assert int(found[1]) // 4 == int(found[2])
+    code, _, said = call(train, *given, "--eval-batch-size", 4)
+    assert code == 0, said
+    asked = ["--model", tmp_path / "run", "--data", tmp_path / "rows.csv"]
+    code, _, said = call(predict, *asked)
+    assert code == 2 and "64 rows of up to" in said and "predict, evaluate and merge: " in said
+    assert "--batch-size 16)" in said and call(predict, *asked, "--batch-size", 4)[0] == 0
+
+
+def test_too_little_memory_for_one_row_or_for_a_file_is_told(folders, tmp_path,   # noqa: F811
+                                                             monkeypatch):
+    model = Classifier.from_backbone(folders["bert"], LABELS)
+
+    def fails(*given, **more):
+        raise RuntimeError("unable to mmap 17 bytes from file <x>: Cannot allocate memory (12)")
+    monkeypatch.setattr(model, "collate", fails)
+    with pytest.raises(NoMemory, match="1 rows of up to .* tokens at a time: cut the texts"):
+        model.predict(["the old rose"])
+    monkeypatch.setattr(tensor_files, "safe_open", fails)
+    with pytest.raises(NoMemory) as told:
+        Classifier.from_backbone(folders["bert"], LABELS)
+    line = limit_message(told.value)
+    assert "not enough memory to open its" in line and "model.safetensors" in line
+    monkeypatch.setattr(tensor_files, "safe_open", lambda *_, **more: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Classifier.from_backbone(folders["bert"], LABELS)
+
+
+def test_too_little_memory_of_one_of_two_processes_counts_its_own_rows(monkeypatch):
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    train = SimpleNamespace(encoded=["a", "ab", "abcd", "abc", "a", "ab", "a", "a"])
+
+    def fails(*given):
+        raise MemoryError
+    for micro, rows, words in ((0, 4, "--micro-batch-size 1,"), (8, 4, "--micro-batch-size 1,"),
+                               (2, 2, "--micro-batch-size 1,")):
+        with pytest.raises(InputError, match=f"for {rows} rows of up to 4 tokens .*{words}"):
+            memory.name_memory_switch(fails)(SimpleNamespace(row_size=len), None, train,
+                                             list(range(8)), Settings(micro_batch_size=micro))

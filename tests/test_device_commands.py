@@ -203,6 +203,14 @@ def test_a_saved_model_answers_on_the_gpu_without_being_told(command, place, tmp
     assert code == 0 and seen == {"pretend"} and "on pretend:0" in error
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_saved_model_answers_in_bf16_on_the_device(command, place, tmp_path, call, monkeypatch):
+    Classifier.from_backbone(place / "bert", sorted(TOPICS), seed=1).save(tmp_path / "model")
+    out, said = on_both(command, call, monkeypatch, lambda name: flags(
+        model=tmp_path / "model", data=place / "unsplit.csv", precision="bf16"))
+    assert "in bf16" in said
+
+
 # ------------------------------------------------------------------------------------------- MPS
 
 @pytest.mark.parametrize("more",

@@ -207,6 +207,26 @@ def test_it_trains_where_gradients_are_off(place, mode):
     assert (inside == Classifier.load(place / "run").predict(["hot soup"])).all()
 
 
+@contextlib.contextmanager
+def in_bf16():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        assert torch.get_default_dtype() == torch.bfloat16, "the caller's dtype is put back"
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("mode", [lambda: torch.autocast("cpu", torch.bfloat16), in_bf16])
+def test_it_trains_in_fp32_where_the_caller_computes_in_less(place, mode):
+    with mode():
+        inside = fine_tune(place / "bert", rows_of(place, "data"), **QUICK)
+        assert torch.is_autocast_enabled("cpu") == (mode is not in_bf16), "as it was"
+    found, expected = inside.state_dict(), Classifier.load(place / "run").state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_rows_may_be_an_array():
     rows = [("hot soup", "kitchen"), ("rain", "weather")]
     assert table_from_memory(np.array(rows)).rows == table_from_memory(rows).rows

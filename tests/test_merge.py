@@ -18,6 +18,7 @@ from minillmclf.folds import __main__ as folds
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import run_folder
 from minillmclf.cli.parser import run
+from minillmclf.cli.settings import read_settings
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
@@ -160,6 +161,26 @@ def test_the_skip_list_is_printed(tmp_path, capsys):
             "backbone.word_embeddings", "backbone.layers.{}.mlp_norm", "head.dense", "head.out"):
         assert kept in line, line
     assert "q_proj" not in line
+
+
+def test_a_base_in_four_bits_keeps_its_type(runs, tmp_path, capsys):
+    base, out = tmp_path / "base", tmp_path / "run"
+    assert merge.main(flags(model=runs["qlora"], out=base, base="4bit")) == 0
+    asked = flags(model=base, data=runs["qlora"].parent / "data.csv", method="qlora", epochs=1,
+                  batch_size=8, out=out)
+    with pytest.raises(SystemExit):
+        run(lambda: train.main([*asked, "--quantise", "fp4"]))
+    said = capsys.readouterr().err
+    assert f"--quantise fp4: {base} is already in four bits (nf4)" in said, said
+    assert train.main([*asked, "--quantise", "nf4"]) == 0
+    assert "in four bits (nf4): the layers that are so in the file\n" in capsys.readouterr().out
+    record = json.loads((out / "run.json").read_text())
+    record["settings"]["quantise"] = "fp4"                     # as an earlier version recorded it
+    (out / "run.json").write_text(json.dumps(record))
+    assert read_settings({}, out / "run.json").quantise == "nf4"
+    assert train.main(asked) == 0, "it is the same run"
+    model = Classifier.from_backbone(base, ["plant", "weather"], quantise="fp4")
+    assert model.quantise == "nf4", "what is recorded is what is there"
 
 
 # ------------------------------------------------------------------- a model that lies in --out

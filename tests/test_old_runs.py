@@ -58,7 +58,7 @@ CHANGED = {
     "keep": "head+tail",
     "focal": "1",
     "sampling": "balanced",
-    "micro-batch-size": "1",
+    "batch-size": "3",
     "label-smoothing": "0.3",
     "rank": "4",
     "pool": "mean",
@@ -379,7 +379,7 @@ def test_a_stopped_run_goes_on_to_the_end_of_an_unstopped_one(own, call):
 def test_a_stopped_run_does_not_go_on_as_another(own, call):
     own("stopped")
     before = contents("stopped")
-    for name, value in (("keep", "head"), ("seed", "2"), ("micro_batch_size", "2")):
+    for name, value in (("keep", "head"), ("seed", "2"), ("batch_size", "2")):
         code, _, error = call(train, *NOTES["stopped"]["command"], flag(name), value)
         assert (
             code == 2

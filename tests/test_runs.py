@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import small
@@ -386,3 +387,15 @@ def test_a_broken_cell_is_one_line(tmp_path, monkeypatch):
             json.dumps({"state": "finished", "made_from": made, **broken}))
         with pytest.raises(InputError, match="cell.json: .*save it again"):
             runs.run_once(runs.Run(Configuration("majority", s), "all", 0, tmp_path), {})
+
+
+# ---------------------------------------------------------------- what a run may go on with
+
+def test_rows_at_a_time_do_not_decide_a_run_but_name_a_cell_of_compare():
+    s = Settings()
+    for name in ("micro_batch_size", "eval_batch_size", "gradient_checkpointing"):
+        other = replace(s, **{name: "on" if name == "gradient_checkpointing" else 3})
+        assert other.decisive_settings() == s.decisive_settings(), f"{name}: another run"
+    old = replace(s, micro_batch_size=3, eval_batch_size=5).decisive_under_old_names()
+    assert (old["micro_batch_size"], old["eval_batch_size"]) == (3, 5), "its cells lie there"
+    assert replace(s, batch_size=3).decisive_settings() != s.decisive_settings()

@@ -9,7 +9,7 @@ from ..text.cutting import check_side
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning import trained_in_place
 from ..tuning.frozen import check_dtype, frozen_matrices, halve
-from ..tuning.quant_files import load_weights, open_checkpoint
+from ..tuning.quant_files import kind_of, load_weights, open_checkpoint
 from .label_text.options import label_readout, read_label_options
 from .multilabel import MultiLabel
 from .preference import preference_task
@@ -68,6 +68,8 @@ def from_backbone(cls, path, labels, given):
     model.report, model.not_quantised = load_weights(
         model, checkpoint, model.rename_table(with_classes=False), ["head\\."], options.quantise,
         half, options.device)
+    if options.quantise:                       # a file in four bits keeps its own type
+        model.quantise = kind_of(model) or options.quantise
     return model.eval()
 
 

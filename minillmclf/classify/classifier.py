@@ -12,7 +12,7 @@ from ..files import check_fields, short
 from ..models import generate
 from ..models.weights import OWN_HEADS, RenameTable
 from ..text.batch import make_batches
-from . import build, saved
+from . import build, rows_memory, saved
 from .readout import as_rows
 
 
@@ -122,6 +122,7 @@ class Classifier(nn.Module):
         return self.task.merge_sequences(logits, len(batch.rows))
 
     @torch.inference_mode()
+    @rows_memory.name_rows_switch
     def compute_in_batches(self, encoded, compute, columns, batch_size=64):
         """Apply compute, Batch -> (B, columns), to N rows of `encode` -> (N, columns) on the CPU,
         in the order of `encoded`. InputError for a result that is not finite."""
@@ -134,11 +135,10 @@ class Classifier(nn.Module):
         with self.head.shared_work(self, encoded):
             for rows in make_batches(list(map(self.row_size, encoded)), batch_size):
                 out[rows] = compute(self.collate(encoded, rows).to(device)).float().cpu()
-        broken = (~out.isfinite()).any(1).nonzero().flatten().tolist()
-        if broken:
-            raise InputError(f"text {broken[0] + 1}: the model's answer is not finite "
-                             f"({len(broken)} of {len(out)} texts): its weights are damaged or too "
-                             "large: fetch or train it again")
+        bad = (~out.isfinite()).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(f"text {bad[0] + 1}: the model's answer is not finite ({len(bad)} of "
+                             f"{len(out)} texts): its weights are damaged: fetch or train it again")
         return out
 
     def compute_logits(self, encoded, batch_size=64):

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..training.rates import lr_text
 from ..tuning import ADAPTER_METHODS, METHODS, tune
 from ..tuning.frozen import half_modules
+from ..tuning.quant_files import has_four_bits
 from .device import check_device, device_lines, move
 
 ROUNDED = 1e-5                 # of a probability
@@ -57,8 +58,10 @@ def model_lines(s, model, trainable, total):
     lines = [f"{s.model}: {loaded}; {trainable:,} of {total:,} parameters trainable; {lr_text(s)}"]
     if model.quantise:
         kinds = sorted({re.sub(r"\.\d+\.", ".{}.", path) for path in model.not_quantised})
-        lines.append(f"in four bits ({model.quantise}): the body's linear layers; kept whole: "
-                     f"{', '.join(kinds)}")
+        layers = f"the body's linear layers; kept whole: {', '.join(kinds)}"
+        if has_four_bits(s.model):
+            layers = "the layers that are so in the file"
+        lines.append(f"in four bits ({model.quantise}): {layers}")
     if s.dtype == "bf16":
         half = half_modules(model).values()
         lines.append(f"in bf16: the {len(half)} frozen matrices of the body, "

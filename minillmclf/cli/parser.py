@@ -13,7 +13,7 @@ import threading
 
 import minillmclf
 
-from ..errors import NO_MEMORY, InputError, Stopped, did_you_mean
+from ..errors import NO_MEMORY, InputError, NoMemory, Stopped, did_you_mean
 from ..files import IGNORED_KEYS, short
 
 LONGEST = 900                           # characters of a message
@@ -30,6 +30,7 @@ LIMITS = (
     ((OSError, ImportError), "Cannot allocate memory|failed to map segment",
      f"not enough memory ({{}}): {TOO_LARGE}"),
     (OSError, "", "{}"),
+    (NoMemory, "", "{}"),
     (MemoryError, "", f"not enough memory: {TOO_LARGE}"),
     (RuntimeError, NO_MEMORY, f"not enough memory ({{}}): {TOO_LARGE}"),
     ((RuntimeError, TypeError, ValueError),

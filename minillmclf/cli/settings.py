@@ -14,6 +14,7 @@ from ..errors import InputError, did_you_mean
 from ..files import find_model, read_json, short
 from ..training.rates import default_lr
 from .checks import check, flag, is_default, unread_settings
+from .four_bits import with_kind_of_file
 
 SWITCH = "off on"                      # choices of a flag that means on when it has no value
 OLD_NAMES = {                          # in run.json of the first version -> now
@@ -28,6 +29,7 @@ ALIASES = {                            # other names that flags, --config and fi
 GROUPS = {"usual": "the usual settings", "weights": "which weights learn",
           "texts": "label texts (--readout labels)", "long": "long texts",
           "few": "few rows", "optim": "optimisation", "hardware": "hardware", "data": "data"}
+ROWS_AT_ONCE = ("micro_batch_size", "eval_batch_size")  # only rounding, and dropout, see them
 FEW = 50                               # rows a class, on average, below which few_rows.py chooses
 
 
@@ -131,17 +133,19 @@ class Settings:
 
         The other settings change a result by rounding and by dropout's random numbers only.
         """
-        others = ("out", "save_every", "device", "deterministic", "parallel",
-                  "gradient_checkpointing", "gradient_accumulation", "baselines", "few_rows")
-        # gradient_accumulation is in micro_batch_size, few_rows in what it has chosen; a run that
-        # is not finished goes on on its own kind of device only (run_folder.py)
+        others = ("out", "save_every", "device", "deterministic", "parallel", "baselines",
+                  "few_rows", "gradient_checkpointing", "gradient_accumulation", *ROWS_AT_ONCE)
+        # few_rows is in what it has chosen; a run that is not finished goes on on its own kind of
+        # device only (run_folder.py)
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def decisive_under_old_names(self):
-        """The same with the first version's names: compare finds its finished runs by these."""
+        """The same with the first version's names, and with ROWS_AT_ONCE, which it had among them:
+        compare finds its finished runs by these."""
         old_names = {new: old for old, new in OLD_NAMES.items()}
         old_sides = {new: old for old, new in OLD_SIDES.items()}
-        settings = {old_names.get(n, n): value for n, value in self.decisive_settings().items()
+        decisive = self.decisive_settings() | {name: getattr(self, name) for name in ROWS_AT_ONCE}
+        settings = {old_names.get(n, n): value for n, value in decisive.items()
                     if n not in NEW_SETTINGS or not is_default(self, n)}
         return settings | {"keep": old_sides[self.truncation_side]}
 
@@ -236,6 +240,7 @@ def read_settings(arguments, config=None):
             values.pop(name, None)
     s = read_named_files(Settings(**values).check(arguments))
     s = with_sentence_settings(s, values)
+    s = with_kind_of_file(s, arguments if is_run else values)
     if s.gradient_accumulation > 1:
         s = replace(s, micro_batch_size=math.ceil(s.batch_size / s.gradient_accumulation))
     s = replace(s, gradient_accumulation=0)

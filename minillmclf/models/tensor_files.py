@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import InputError
+from ..errors import InputError, NoMemory, is_no_memory
 from ..files import (NEW_MODEL, move_files, read_json, remove_path, replacing_file, short,
                      write_text)
 
@@ -31,13 +31,19 @@ REMEDIES = (
 
 
 def open_tensors(path):
-    """A memory-mapped safetensors file. InputError for a file that is truncated or no such file."""
+    """A memory-mapped safetensors file. InputError for a file that is truncated or no such file,
+    NoMemory where there is no room for it."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
     try:
         return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         size = os.path.getsize(path) if os.path.exists(path) else 0
+        if is_no_memory(error):
+            raise NoMemory(f"{path}: not enough memory to open its {size:,} bytes: allow more "
+                           "(ulimit -v), take a smaller model or use a larger machine") from None
+        if not isinstance(error, (SafetensorError, OSError)):
+            raise
         raise InputError(f"{path}: not a whole safetensors file ({size} bytes; "
                          f"{short(str(error), 200)[1:-1]}): download or save it again") from None
 

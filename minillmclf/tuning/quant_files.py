@@ -171,6 +171,11 @@ def has_four_bits(folder):
     return read_model_config(find_model(folder)).get("quantization_config") is not None
 
 
+def kind_of(model):
+    """The type of a model's 4-bit layers, "nf4" or "fp4"; None if there is none."""
+    return next((layer.kind for layer in model.modules() if isinstance(layer, Linear4bit)), None)
+
+
 def open_checkpoint(folder):
     """The Checkpoint of a model folder, with or without 4-bit layers."""
     return FourBitCheckpoint(folder) if has_four_bits(folder) else Checkpoint(folder)

@@ -3,9 +3,8 @@
 Which one does follows from what a step holds (cli/memory.py): activations grow with the rows and
 tokens of a micro-batch, weights and moments do not. What is saved stays: nothing is written then.
 """
-import re
-
-from ...errors import NO_MEMORY, InputError
+from ...errors import InputError, is_no_memory
+from ..parallel.processes import own_share
 
 
 def name_memory_switch(step):
@@ -14,10 +13,11 @@ def name_memory_switch(step):
         try:
             return step(model, optimizer, train, rows, settings, *more)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+            if not is_no_memory(error):
                 raise
-            longest = max(model.row_size(train.encoded[row]) for row in rows)
-            at_once = min(settings.micro_batch_size or len(rows), len(rows))
+            own = own_share(rows, 0)[0] or rows[:1]             # of several processes
+            longest = max(model.row_size(train.encoded[row]) for row in own)
+            at_once = min(settings.micro_batch_size or len(own), len(own))
             raise InputError(f"not enough memory for {at_once} rows of up to {longest} tokens at a "
                              f"time: {advice(settings, at_once, longest)}; python -m "
                              "minillmclf.inspect says what each switch takes; what was saved of "
