@@ -226,7 +226,7 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(place, tmp_path, mo
         # as if Ctrl-C came at once
         patch.setattr(training_run, "fit_with_progress", lambda *_: (None, 0.0))
         code, said, _ = call(train, *arguments(place, out, "--overwrite", lr=1e-3))
-    assert code == 130 and "The same command without --overwrite goes on" in said
+    assert code == 130 and "The same command without --overwrite begins anew" in said
     assert before.items() <= files(out).items(), (
         "a new run that is not whole has changed the one before")
     assert call(train, *arguments(place, out))[0] == 0 and before.items() <= files(out).items()
