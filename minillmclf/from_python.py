@@ -36,7 +36,7 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     given = {name: flag_value(value) for name, value in settings.items() if value is not None}
     s = read_settings(given, config)
     from .classify.classifier import Classifier           # torch takes seconds, an import none
-    from .cli import few_rows, training_run
+    from .cli import few_rows, run_folder, training_run
     say = say or training_run.say_nothing
     s, rows, line = few_rows.read_run(s, given, config, table)
     if line:
@@ -45,8 +45,8 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
         folder = Path(s.out or scratch)
         record = training_run.train_unless_finished(s, rows, folder, overwrite, say, on_epoch)
         if record is None:
-            kept = f"saved in {s.out}; the same call goes on" if s.out else "nothing is kept"
-            raise KeyboardInterrupt(f"stopped: {kept}")
+            raise KeyboardInterrupt(run_folder.stopped_line(folder, overwrite, "call") if s.out
+                                    else "stopped: nothing is kept")
         training_run.show_record(record, rows, s.out, say)
         return Classifier.load(folder, device=check_device(s.device))
 

@@ -167,7 +167,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_loaded(place, tmp_path, cap
 def test_ctrl_c_saves_the_state_and_is_heard(place, tmp_path):
     import signal
     data = rows_of(place, "data")
-    for out, words in ((tmp_path / "run", "saved in .*; the same call goes on"),
+    for out, words in ((tmp_path / "run", "saved in .*The same call goes on"),
                        (None, "nothing is kept")):
         with pytest.raises(KeyboardInterrupt, match=words):
             fine_tune(place / "bert", data, out,

@@ -44,8 +44,9 @@ KEYS = ("model", "set", "rows", "seed", "way")             # what a run is known
 TEST_ROWS = 500
 
 
-def draw(data, per_class, seed):
-    """per_class: a number or "all" -> training rows, test rows: [(text, label)] each."""
+def draw(data, per_class, seed, judges="test"):
+    """per_class: a number or "all"; judges: "test" or "dev", the rows that judge a model
+    -> training rows, rows that judge: [(text, label)] each."""
     rng, rows = random.Random(f"few:{seed}"), {}
     for example in data.train:
         rows.setdefault(example.label, []).append(example)
@@ -53,7 +54,8 @@ def draw(data, per_class, seed):
     for label in sorted(rows):
         most = len(rows[label])
         chosen += rng.sample(rows[label], most if per_class == "all" else min(int(per_class), most))
-    judged = random.Random("judged").sample(data.test, min(TEST_ROWS, len(data.test)))
+    others = getattr(data, judges)
+    judged = random.Random("judged").sample(others, min(TEST_ROWS, len(others)))
     return [[(e.texts[0], e.label) for e in part] for part in (chosen, judged)]
 
 
@@ -99,7 +101,7 @@ def run(a, key):
     """A run that `key`, {name of KEYS: value}, describes -> the same with its results."""
     name, way, seed = key["set"], key["way"], key["seed"]
     train, test = draw(load_data(name if name == "tickets" else Path(a.sets) / name),
-                       key["rows"], seed)
+                       key["rows"], seed, a.judges)
     began = time.process_time()
     if way == "bag of words":
         score, steps = by_words(train, test)
@@ -174,6 +176,7 @@ def main():
     p.add_argument("--rows", nargs="+", default=["10"])
     p.add_argument("--seeds", type=int, default=2)
     p.add_argument("--ways", nargs="+", default=["bag of words", *WAYS])
+    p.add_argument("--judges", choices=("test", "dev"), default="test", help="the rows that judge")
     p.add_argument("--setfit-steps", type=int, default=-1, help="SetFit's most steps (an epoch)")
     p.add_argument("--out", type=Path, default=RUNS)
     a = p.parse_args()
