@@ -539,6 +539,10 @@ def test_without_dev_rows_a_class_may_have_one_row(place, tmp_path, call):
     assert code == 2 and "3 train and 0 dev rows" in error and "--dev none" in error
     code, out, error = call(train_command, *given, "--dev", "none", "--few-rows", "off")
     assert code == 0 and "test (3 rows)" in out, error
+    code, out, error = call(evaluate, *small.flags(model=tmp_path / "run"))
+    assert code == 0 and "3 rows" in out, error
+    code, _, error = call(evaluate, *small.flags(model=tmp_path / "run", split="dev"))
+    assert code == 2 and "has no dev rows" in error
 
 
 def test_several_labels_without_dev_rows_keep_thresholds_of_a_half(place, tmp_path, call):

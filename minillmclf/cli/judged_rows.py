@@ -73,7 +73,7 @@ def choose_rows(a, folder, model):
         s = replace(read_settings({}, folder / "run.json"), data=name)
         rows = rows_of_run(a, model, s, tables, options)
     elif table is None:
-        rows = getattr(load_data(name, columns, label, **options), split)
+        rows = getattr(load_data(name, columns, label, needs_dev=False, **options), split)
     else:
         rows, split = rows_of_file(a, table, columns, label, options)
     if not rows:
@@ -87,7 +87,7 @@ def rows_of_run(a, model, s, tables, options):
     columns = text_columns(model, None) if model.reading else s.text_column or None
     label = (model.reading or {}).get("label_column") or s.label_column or None
     table, split = tables.get(None), a.split or "test"             # a file is read once
-    data = load_data(table or s.data, columns, label, s.seed, **options)
+    data = load_data(table or s.data, columns, label, s.seed, needs_dev=False, **options)
     rows = getattr(hold_out_as_asked(s, data), split)
     if a.text_column or a.label_column:
         lines = {row.row for row in rows}
@@ -109,7 +109,7 @@ def rows_of_file(a, table, columns, label, options):
     rows = [row for row, part in zip(rows, parts) if split in (part, "all rows")]
     refuse_blank(a.data, rows)
     if not rows and split == "dev" and "train" in parts:
-        rows = load_data(table, columns, label, **options).dev             # taken from train
+        rows = load_data(table, columns, label, needs_dev=False, **options).dev   # taken from train
     return rows, split
 
 

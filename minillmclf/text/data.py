@@ -72,7 +72,7 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
     if not parts["train"] or needs_dev and not parts["dev"]:
         other = "mark their split" if kind == "random" else "dev rows (--dev none does without)"
         raise InputError(f"{path}: {len(parts['train'])} train and {len(parts['dev'])} dev rows, "
-                         f"where both are needed: add rows of each class with different texts, or "
+                         "where both are needed: add rows of each class with different texts, or "
                          f"{other}")
     paths = {split: tables.get(split, first).path for split in parts}
     labels = find_classes(parts, paths, split_names(label_column), multi_label)
