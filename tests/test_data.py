@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import refused
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from minillmclf.errors import InputError
 from minillmclf.text import data, doctor
 from minillmclf.text.data import Dataset, load_data
 from minillmclf.text.examples import Example, read_examples
@@ -495,6 +496,7 @@ name = cells.map(lambda text: "label " + text.strip() + "!")
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(cells, cells, name), min_size=1, max_size=8),
        suffix=st.sampled_from([".csv", ".tsv", ".jsonl"]))
+@example(rows=[("", "", "label !"), (",", "\n", "label ,!")], suffix=".csv")
 def test_round_trip(tmp_path, rows, suffix):
     path = tmp_path / f"f{suffix}"
     if suffix == ".jsonl":
@@ -503,8 +505,15 @@ def test_round_trip(tmp_path, rows, suffix):
                                 for i, r in enumerate(records)), encoding="utf-8", newline="")
     else:
         write_rows(path, rows, ("text_a", "text_b", "label"))
-    found = [(*example.texts, example.label) for example in read_examples(path)]
-    assert found == rows, f"what was written to {suffix} is not what is read"
+    for quoting in ("double", "auto"):
+        try:
+            read = read_examples(path, quoting=quoting)
+        except InputError as error:        # every line of a record looks like a row, such as ",","
+            assert quoting == "auto" and "lines that look like rows" in str(error)
+            assert any("\n" in text or "\r" in text for row in rows for text in row)
+            continue
+        found = [(*example.texts, example.label) for example in read]
+        assert found == rows, f"what was written to {suffix} is not what is read"
 
 
 # ---- the doctor
