@@ -202,6 +202,15 @@ def test_contrastive_training_refuses_settings_of_a_head_that_it_does_not_train(
             "--objective contrastive", "--" + name.replace("_", "-"))
 
 
+def test_a_run_of_an_earlier_version_is_read_with_settings_without_effect(tmp_path):
+    for number, old in enumerate((
+            {"patience": 2, "dev": "none"}, {"objective": "contrastive", "head_lr": 1e-2},
+            {"objective": "contrastive", "batch_size": 2})):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"settings": vars(read_settings({})) | old}))
+        assert vars(read_settings({}, path)).items() >= old.items()
+
+
 # ---------------------------------------------------------------- what train chooses
 
 def chosen(place, data="few.csv", **flags):

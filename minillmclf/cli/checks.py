@@ -31,11 +31,22 @@ GOES_WITH = (            # (setting, values, names): names are read only with on
     ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # not head, prefix, prompt
 SINGLE_LABEL_ONLY = ("readout", "preference", "swap", "rows_per_class", "label_smoothing",
                      "sampling", "focal_gamma")
+PATIENCE = "--patience {patience} waits for a better result on dev rows: --dev split"
+WITHOUT_EFFECT = (       # (a setting that the user gave, has it no effect?, the error); runs of
+    # earlier versions have such settings, and are read
+    ("patience", lambda s: s.patience and s.dev == "none", PATIENCE),
+    ("head_lr", lambda s: s.objective == "contrastive" and s.head_lr,
+     "--objective contrastive learns a body at --lr, and its last layer is a probe: leave out "
+     "--head-lr"),
+    ("head_init", lambda s: s.objective == "contrastive" and s.head_init == "random",
+     "--objective contrastive fits a probe as the head: leave out --head-init random"),
+    ("batch_size", lambda s: s.objective == "contrastive" and s.batch_size < 4,
+     "--objective contrastive compares two rows of each of two classes: --batch-size "
+     "{batch_size} should be 4 or more"))
 CONTRADICTIONS = (       # (is it one?, the error)
     (lambda s: s.epochs == 0 and s.head_init == "random",
      "--epochs 0: should be 1 or more; without a step only --head-init probe gives a head"),
-    (lambda s: s.dev != "split" and s.patience,
-     "--patience {patience} waits for a better result on dev rows: --dev split"),
+    (lambda s: s.dev == "cross" and s.patience, PATIENCE),
     (lambda s: s.dev == "cross" and s.multi_label == "on",
      "--dev cross deals the rows of each class into folds: --multi-label off, or --dev split"),
     (lambda s: s.windows != "none" and s.method == "prompt",
@@ -54,12 +65,6 @@ CONTRADICTIONS = (       # (is it one?, the error)
     (lambda s: s.objective == "contrastive" and (s.readout == "labels" or s.method == "head"),
      "--objective contrastive trains a body under a head: --readout head, and a --method that "
      "changes the body"),
-    (lambda s: s.objective == "contrastive" and s.head_lr,
-     "--objective contrastive learns a body at --lr, and its last layer is a probe: leave out "
-     "--head-lr"),
-    (lambda s: s.objective == "contrastive" and s.batch_size < 4,
-     "--objective contrastive compares two rows of each of two classes: --batch-size "
-     "{batch_size} should be 4 or more"),
     (lambda s: s.objective == "contrastive" and s.multi_label == "on",
      "--objective contrastive is for one label a row: --multi-label off"),
     (lambda s: s.objective == "contrastive" and (
@@ -114,9 +119,9 @@ def check(s, given=()):
     for contradict, words in CONTRADICTIONS:
         if contradict(s):
             raise InputError(words.format(**vars(s)))
-    if s.objective == "contrastive" and "head_init" in given and s.head_init == "random":
-        raise InputError("--objective contrastive fits a probe as the head: leave out --head-init "
-                         "random")
+    for name, has_no_effect, words in WITHOUT_EFFECT:
+        if name in given and has_no_effect(s):
+            raise InputError(words.format(**vars(s)))
     for name in SINGLE_LABEL_ONLY if s.multi_label == "on" else ():
         if not is_default(s, name):
             raise InputError(f"{flag(name)} {getattr(s, name)} is for one label a row: "

@@ -148,7 +148,7 @@ def stopped_line(folder, overwrite, again="command"):
     """What a stopped run says: whether the same command goes on, or begins anew as the folds of
     --dev cross do, which save no state. again: what is to be made again."""
     again = f"The same {again}" + " without --overwrite" * overwrite
-    if any((place / "state.safetensors").exists() for place in (folder, folder / NEW_RUN)):
+    if any((place / STATE_FILES[0]).exists() for place in (folder, folder / NEW_RUN)):
         return f"stopped; the state is saved in {folder}. {again} goes on from there."
     return f"stopped before a state was saved in {folder}. {again} begins anew."
 

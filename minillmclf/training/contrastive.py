@@ -58,7 +58,7 @@ def grouped_batches(targets, size, seed):
     rng, rows = random.Random(f"grouped:{seed}"), {}                     # rows: by class
     for row, target in enumerate(targets):
         rows.setdefault(target, []).append(row)
-    group = max(min(GROUP, size // 2), size // len(rows))
+    group = max(2, min(GROUP, size // 2), size // len(rows))
     count = max(1, min(len(rows), size // group))                        # of classes in a batch
     steps = max(LEAST_STEPS, -(-len(targets) // size))
     return [[row for target in rng.sample(sorted(rows), count)
