@@ -96,7 +96,7 @@ class Rows:
         return None if self.uniform else self.key_mask[:, None, None, :]
 
     def causal_mask(self, window=math.inf):
-        """(B, 1, T, S), True for the keys that a query sees: itself and the window - 1 before it.
+        """(B or 1, 1, T, S), True for a key that a query sees: itself and the window - 1 before it.
 
         A query at padding has the position of the token beside the padding, and sees the same keys.
         """

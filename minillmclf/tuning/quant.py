@@ -29,7 +29,7 @@ TINY_ABSMAX = 1e-38                              # stands in for the absmax of a
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_PATHS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")   # heads keep their precision
 CODES = {                                        # what each of the 16 half-bytes means
-    "nf4": torch.tensor([  # the normal distribution's quantiles, 8 below and 8 above 0, / largest
+    "nf4": torch.tensor([  # the normal distribution's quantiles, 7 below and 8 above 0, / largest
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
         -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
         0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
