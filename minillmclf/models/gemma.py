@@ -1,6 +1,6 @@
 """Gemma 1, 2 and 3 (Gemma Team 2024, 2024, 2025): LLaMA's wiring, with small changes each time.
 
-Gemma    norms multiply with 1 + weight, word embeddings with sqrt(D), the gate is a GELU (tanh
+Gemma    norms multiply by 1 + weight, word embeddings by sqrt(D), the gate is a GELU (tanh
          form), the width of a head is free, the word embeddings are also the language-model head.
 Gemma 2  + the results of attention and MLP are normalised too before they are added; attention
          scores and logits are softly capped; config.json gives the scale of queries; every other
@@ -30,7 +30,7 @@ TANH_GELU = "gelu_pytorch_tanh"
 
 
 class GemmaNorm(nn.Module):
-    """RMSNorm that multiplies with 1 + weight instead of weight."""
+    """RMSNorm that multiplies by 1 + weight instead of weight."""
 
     neutral = 0.0                                    # the weight that changes nothing
 

@@ -26,7 +26,7 @@ class LlamaLayer(nn.Module):
     """One block: x = x + attention(norm(x)); x = x + mlp(norm(x)).
 
     norm: the class of its norms; window: how many tokens a token sees, itself included; scale:
-    what attention scores are multiplied with.
+    what attention scores are multiplied by.
     """
 
     def __init__(self, c, norm, window, scale):

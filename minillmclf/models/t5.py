@@ -100,7 +100,7 @@ class T5Layer(nn.Module):
 
 
 class GatedLayer(T5Layer):
-    """The block of T5 1.1 and UL2: the MLP's inner values are multiplied with a gate."""
+    """The block of T5 1.1 and UL2: the MLP's inner values are multiplied by a gate."""
 
     def __init__(self, c):
         super().__init__(c)
