@@ -57,7 +57,7 @@ def clean(text):
         elif any(first <= ord(char) <= last for first, last in CHINESE):
             cleaned += f" {char} "                       # Chinese has no spaces between words
         elif char != "\ufffd" and category not in ("Cc", "Cf", "Co"):
-            cleaned += char                              # neither invisible nor broken
+            cleaned += char              # neither broken, nor invisible (Cc, Cf), nor private (Co)
     return cleaned
 
 
@@ -135,6 +135,7 @@ class BertLayer(nn.Module):
         self.up_proj, self.down_proj = nn.Linear(D, D_mlp), nn.Linear(D_mlp, D)
         self.attention_norm = nn.LayerNorm(D, config["layer_norm_eps"])
         self.mlp_norm = nn.LayerNorm(D, config["layer_norm_eps"])
+        # Dropout sets some numbers to 0 at random, in training only, so that none is relied on.
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
         self.attention_dropout = nn.Dropout(config["attention_probs_dropout_prob"])
 
@@ -156,6 +157,7 @@ class BertLayer(nn.Module):
 
     def forward(self, x, mask):
         x = self.attention_norm(x + self.dropout(self.attention(x, mask)))        # (B, T, D)
+        # gelu keeps large numbers as they are, and makes very negative ones nearly 0.
         mlp = self.down_proj(nn.functional.gelu(self.up_proj(x)))                 # (B, T, D)
         return self.mlp_norm(x + self.dropout(mlp))                               # (B, T, D)
 
