@@ -195,6 +195,18 @@ def test_order_and_form_are_those_of_one_window(ask, data, models, monkeypatch, 
         assert numbers == pytest.approx(expected, abs=2e-6)
 
 
+def test_a_lone_return_in_a_text_ends_no_line_of_the_answers(ask, tmp_path):
+    texts = ["one\rtwo", "\r", "three\r\nfour\nfive", 'a "quote"', "six"]
+    rows = [(text, f"{text}\r") for text in texts if text.strip()]
+    path = tmp_path / "returns.jsonl"
+    path.write_text("".join(json.dumps({"text": a, "more\r": b}) + "\n" for a, b in rows))
+    assert ask("--data", path, "--out", tmp_path / "p.csv")[0] == 0
+    with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
+        header, *found = csv.reader(file)
+    assert header[:2] == ["more\r", "text"]
+    assert [(text, more) for more, text, *_ in found] == rows
+
+
 def test_several_labels(ask, data, models):
     found = [json.loads(line)["label"]
              for line in ask("--data", data, model="several")[1].splitlines()]

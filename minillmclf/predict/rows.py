@@ -2,12 +2,12 @@
 
 A row is (texts, others): a tuple of texts, and a dict of the other columns of its file.
 """
-import csv
 import io
 import itertools
 import json
 
 from . import stream
+from ..cli.tables import csv_line
 from ..errors import InputError
 from ..files import short
 from ..text.examples import read_text_chunks, text_column_names
@@ -83,14 +83,14 @@ def render_answers(texts, others, answers, probabilities, cut, columns, first):
     first: is it the first window, which has the header of a CSV file?
     """
     out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
     if first and columns.as_csv:
-        writer.writerow([*columns.others, *columns.texts, columns.label, *columns.per_class,
-                         *([columns.cut] if cut else [])])
+        out.write(csv_line([*columns.others, *columns.texts, columns.label, *columns.per_class,
+                            *([columns.cut] if cut else [])]))
     for n, (row, other, answer, p) in enumerate(zip(texts, others, answers, probabilities)):
         if columns.as_csv:
-            writer.writerow([*(csv_cell(other.get(name)) for name in columns.others), *row, answer,
-                             *(f"{x:.6f}" for x in p), *([csv_cell(cut[n])] if cut else [])])
+            out.write(csv_line([*(csv_cell(other.get(name)) for name in columns.others), *row,
+                                answer, *(f"{x:.6f}" for x in p),
+                                *([csv_cell(cut[n])] if cut else [])]))
             continue
         record = {**other, **dict(zip(columns.texts, row)), columns.label: answer}
         record[columns.probabilities] = {name: round(float(x), 6)
