@@ -466,7 +466,8 @@ def test_bundled_set_is_found_from_any_directory(tmp_path, monkeypatch):
     write(tmp_path / "elsewhere" / "toy" / "train.csv", "text,label\nx,p\ny,q\n")
     write(tmp_path / "elsewhere" / "toy" / "dev.csv", "text,label\nz,p\n")
     assert load_data("toy").labels == ["a", "b"], "a bundled name depends on the working directory"
-    assert load_data("./toy").labels == ["p", "q"], "a path is not taken as one"
+    for place in ("./toy", Path("toy"), data.find_data("./toy"), str(data.find_data("./toy"))):
+        assert load_data(place).labels == ["p", "q"], f"{place!r} is not taken as a path"
 
 
 def test_bundled_folder_is_the_package_s_own():

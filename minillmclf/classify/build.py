@@ -56,7 +56,8 @@ def from_backbone(cls, path, labels, given):
     check_labels(labels)
     checkpoint, options = open_checkpoint(path), read_options(labels, given)
     model = build_unfilled(cls, checkpoint, labels, options)
-    model.base, model.quantise = str(path), options.quantise
+    model.base = path if isinstance(path, str) else str(checkpoint.folder)
+    model.quantise = options.quantise
     initialise_weights(model.head, options.seed)
     half = set()
     if check_dtype(options.dtype) == "bf16":
