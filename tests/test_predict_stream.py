@@ -195,6 +195,21 @@ def test_order_and_form_are_those_of_one_window(ask, data, models, monkeypatch, 
         assert numbers == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.parametrize("name, start", [
+    ("a.csv", "text,"), ("a.CSV", "text,"), ("a.jsonl", "{"), ("a.json", "{"), ("a", "{")])
+def test_the_name_of_out_tells_its_format(ask, tmp_path, name, start):
+    assert ask("rose", "--out", tmp_path / name)[0] == 0
+    assert (tmp_path / name).read_text().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt", "a.csv.gz"])
+def test_a_format_that_is_not_written_is_refused(ask, tmp_path, name):
+    code, _, said = ask("rose", "--out", tmp_path / name)
+    assert code == 2 and name in said and "--format" in said and said.count("\n") == 1
+    assert not names(tmp_path)
+    assert ask("rose", "--out", tmp_path / name, "--format", "csv")[0] == 0
+
+
 def test_a_lone_return_in_a_text_ends_no_line_of_the_answers(ask, tmp_path):
     texts = ["one\rtwo", "\r", "three\r\nfour\nfive", 'a "quote"', "six"]
     rows = [(text, f"{text}\r") for text in texts if text.strip()]

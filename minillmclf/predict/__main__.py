@@ -31,10 +31,12 @@ from ..cli.parser import Parser, run
 from ..cli.rows import reading_options, text_columns
 from ..cli.settings import add_settings
 from ..errors import InputError
-from ..files import find_model
+from ..files import find_model, short
 from ..text.data import find_data
 from ..text.doctor import UnknownTokens
 from .rows import AnswerColumns, read_lines, read_rows, render_answers
+
+FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", "": "jsonl"}     # by suffix of --out
 
 
 def parse(arguments=None):
@@ -63,8 +65,17 @@ def parse(arguments=None):
     a = p.parse_args(arguments)
     if a.data is not None and not Path(a.data).suffix:
         a.data = str(find_data(a.data))                                # the name of a bundled set
-    a.format = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
+    a.format = a.format or format_of(a.out)
     return a
+
+
+def format_of(out):
+    """The format of answers by the name of --out. InputError if it names another one."""
+    suffix = Path(out or "").suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"--out {short(out, 200)}: answers are written as JSON lines or CSV, not "
+                         f"as {short(suffix)}: name it .jsonl or .csv, or add --format")
+    return FORMATS[suffix]
 
 
 def given_texts(a):
