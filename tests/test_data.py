@@ -194,6 +194,18 @@ def test_missing_column(tmp_path):
     refused(lambda: read_examples(path), path, "line 2", "'text'", "null")
 
 
+def test_a_name_with_commas_or_blanks(tmp_path):
+    path = write(tmp_path / "f.csv", '"Well, in short?",b,c,"x, y"\nw,b,c,p\n')
+    for columns in ("Well, in short?", ["Well, in short?"], "b, c", "c,Well, in short?, b"):
+        texts = read_examples(path, columns, "x, y")[0].texts
+        assert "".join(texts) == {"b": "bc", "c": "cwb"}.get(columns[0], "w"), f"{columns!r}"
+    refused(lambda: read_examples(path, "Well, in,b", "x, y"), "no column 'Well'", "name one with")
+    refused(lambda: load_data(path, "b", "x, y", multi_label=True), "'x, y'", "rename it")
+    path = write(tmp_path / "f.jsonl", '{" text": "x", "label": "a"}\n')
+    refused(lambda: read_examples(path), "--text-column ' text'")
+    assert read_examples(path, " text")[0].texts == ("x",)
+
+
 @pytest.mark.parametrize("columns", ["", (), "text,text", "text,label", ","])
 def test_senseless_text_columns(tmp_path, columns):
     refused(lambda: read_examples(write(tmp_path / "f.csv", SMALL), columns), "--text-column")

@@ -34,6 +34,7 @@ from ..errors import InputError
 from ..files import find_model, short
 from ..text.data import find_data
 from ..text.doctor import UnknownTokens
+from ..text.table_files import read_chunks
 from .rows import AnswerColumns, read_lines, read_rows, render_answers
 
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", "": "jsonl"}     # by suffix of --out
@@ -94,6 +95,13 @@ def given_texts(a):
     return [((text,), {}) for text in a.text] or None
 
 
+def header_of(a, reading):
+    """The columns of --data, if --text-column may have commas in a name. reading: as read_rows."""
+    if "," not in (a.text_column or ""):
+        return ()
+    return next(read_chunks(Path(a.data), 1, **reading)).columns
+
+
 def made_from(a, folders, columns, reading, precision):
     """What the answers to a file depend on besides its rows -> dict for stream.PartFile; None if
     the rows cannot be read twice. folders: of the model and its base; precision: that was taken."""
@@ -145,7 +153,8 @@ def main(arguments=None):
     from ..classify.preference import set_swap
     model = Classifier.load(folder, a.base, device.check_device(a.device))
     set_swap(model, a.swap)
-    chosen, reading = text_columns(model, a.text_column), reading_options(model, a)
+    reading = reading_options(model, a)
+    chosen = text_columns(model, a.text_column, header_of(a, reading))
     columns = AnswerColumns(model.labels, a.format == "csv", a.show_cut)
     answer = answerer(model, columns, a.batch_size)
 
