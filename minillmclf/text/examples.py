@@ -60,8 +60,12 @@ def default_text_columns(table: Table) -> tuple[str, ...]:
 
 
 def default_label_column(table: Table) -> str:
-    """The label column where none is named."""
-    return "winner" if "winner" in table.columns and "label" not in table.columns else "label"
+    """The label column where none is named: label, else winner. A file with both gets a note."""
+    if {"label", "winner"} <= {*table.columns}:
+        print_note(f"{table.path}: of its columns label and winner, label is read (another: "
+                   "--label-column winner)")
+        return "label"
+    return "winner" if "winner" in table.columns else "label"
 
 
 def text_column_names(count: int) -> list[str]:
