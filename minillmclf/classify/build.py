@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 
 from ..errors import InputError
 from ..files import short
-from ..models import build_backbone, initialise_weights
+from ..models import build_backbone, built_in_fp32, initialise_weights
 from ..text.cutting import check_side
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning import trained_in_place
@@ -51,6 +51,7 @@ def read_options(labels, given):
     return Options(label_options=others, **{name: given[name] for name in given if name in own})
 
 
+@built_in_fp32()
 def from_backbone(cls, path, labels, given):
     """A Classifier (cls) on a pretrained backbone. given: as for `read_options`."""
     check_labels(labels)
@@ -74,6 +75,7 @@ def from_backbone(cls, path, labels, given):
     return model.eval()
 
 
+@built_in_fp32()
 def build_unfilled(cls, checkpoint, labels, options):
     """A Classifier (cls) without loaded weights. checkpoint: of the backbone; options: Options."""
     backbone = build_backbone(checkpoint, lm_head=bool(options.label_options))

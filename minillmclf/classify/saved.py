@@ -11,6 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..files import find_model, short
+from ..models import built_in_fp32
 from ..models.tensor_files import replacing_model, write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.frozen import frozen_matrices, half_modules
@@ -83,6 +84,7 @@ def stored_half(model, checkpoint):
     return frozen_matrices(model, ()) & stored
 
 
+@built_in_fp32()
 def load(cls, path, base=None, device=None):
     """As Classifier.load. cls: Classifier."""
     folder, build = find_model(path), partial(cls.from_backbone, device=device)
