@@ -1,10 +1,12 @@
 """From a folder and options to a classifier: which task, which readout, which weights."""
 import math
+from collections.abc import Set
 from dataclasses import dataclass, field, fields
 
 from ..errors import InputError
 from ..files import short
 from ..models import build_backbone, built_in_fp32, initialise_weights
+from ..text.cells import UNWRITABLE
 from ..text.cutting import check_side
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning import trained_in_place
@@ -130,7 +132,19 @@ def choose_max_length(asked, backbone, tokenizer, folder):
 
 
 def check_labels(labels, where="a classifier"):
+    """InputError unless there are at least two names, strings that differ by more than spaces."""
+    if isinstance(labels, (str, bytes, Set)) or not hasattr(labels, "__len__"):
+        raise InputError(f"{where}: labels must be a list of names, such as ['no', 'yes'], got "
+                         f"{short(labels)}")
+    for label in labels:
+        if not isinstance(label, str) or not label.strip() or UNWRITABLE.search(label):
+            raise InputError(f"{where}: labels must be names, each a text, got {short(label)}: "
+                             "write it as one, such as 'no' or '0'")
+    check_different([label.strip() for label in labels], where)
+
+
+def check_different(labels, where):
     """InputError unless there are at least two different names."""
-    if len(labels) < 2 or len(set(labels)) != len(labels):
+    if len(set(labels)) < max(2, len(labels)):
         raise InputError(f"{where}: labels must be at least two different names, got "
-                         f"{list(labels)}")
+                         f"{short(list(labels), 200)}")
