@@ -93,7 +93,11 @@ def test_not_utf8(tmp_path):
     refused(lambda: read_examples(path), path, "line 3", f"offset {path.read_bytes().index(0xe9)}:",
             "iconv -f WINDOWS-1252")
     path = write(tmp_path / "wide.csv", "text,label\nx,a\n".encode("utf-16"))
-    refused(lambda: read_examples(path), path, "line 1", "offset 0", "iconv -f UTF-16")
+    refused(lambda: read_examples(path), path, "line 1", "offset 0", "iconv -f UTF-16 ")
+    for name in ("utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        path = write(tmp_path / "wide.csv", "text,label\nx,a\n".encode(name))
+        code = name.upper().replace("-LE", "LE").replace("-BE", "BE")
+        refused(lambda: read_examples(path), path, "line 1", "offset 0", f"iconv -f {code} ")
 
 
 @pytest.mark.parametrize("name, content, line", [
@@ -127,6 +131,15 @@ def test_ragged_row(tmp_path, content, line, fields):
     path = write(tmp_path / "f.csv", content)
     refused(lambda: read_examples(path), path, f"line {line}:", fields, "header has 2",
             "double quotes")
+
+
+def test_another_separator_than_a_comma_in_the_header(tmp_path):
+    path = write(tmp_path / "f.csv", "text;label;note, more\nx;a;b\n")
+    refused(lambda: read_examples(path), "line 2: 1 fields", "header has 2", "line sep=; above")
+    path = write(tmp_path / "g.csv", "text;label;note, more\nx, or y;a;b\n")
+    refused(lambda: read_examples(path), "no column 'text'", "line sep=; above")
+    path = write(tmp_path / "g.csv", "sep=;\ntext;label;note, more\nx, or y;a;b\n")
+    assert read_examples(path)[0].texts == ("x, or y",)
 
 
 @pytest.mark.parametrize("content, line", [

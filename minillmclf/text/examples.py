@@ -130,6 +130,9 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
     separator = SEPARATORS.get(table.path.suffix.lower())
     if separator and "|" in table.columns[0]:
         return f"its fields seem to be separated by |: write {separator!r} instead"
+    if separator and (mark := next((mark for mark in ";\t" if mark in table.columns[0]), None)):
+        return (f"its fields seem to be separated by {mark!r}: write the line sep={mark} above the "
+                "header")
     no_header = ", or write a line with the columns' names above the rows if it has none"
     return f"name one with {option}" + no_header * bool(separator)
 
