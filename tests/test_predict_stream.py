@@ -164,14 +164,24 @@ def test_a_bad_row_in_the_first_window_leaves_nothing(ask, tmp_path):
 def test_what_the_model_refuses_is_counted_from_the_start(ask, data, monkeypatch):
     real = Classifier.encode
 
-    def encode(model, texts, training=False):
+    def encode(model, texts, training=False, lines=None):
         if (TEXTS[9],) in texts:
-            raise InputError("text 2: too long")
-        return real(model, texts, training)
+            raise InputError(f"line {lines[1]}: too long")
+        return real(model, texts, training, lines)
     monkeypatch.setattr(Classifier, "encode", encode)
     code, out, said = ask("--data", data)
-    assert ((code, said) == (2, "error: after 8 rows: text 2: too long\n")
+    assert ((code, said) == (2, f"error: after 8 rows: {data}, line 11: too long\n")
             and len(out.splitlines()) == 8)
+
+
+def test_a_text_without_a_token_is_named_by_file_and_line(ask, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "f.csv", [["two\nlines"], *[["x"]] * 5, ["\u200b"]])
+    code, _, said = ask("--data", path)
+    assert code == 2 and f"{path}, line 9: the text" in said and said.count("\n") == 1
+    lines = SimpleNamespace(buffer=io.BytesIO("x\n\u200b\n".encode()))
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert "standard input, line 2: the text" in ask()[2]
+    assert ask("x", "\u200b")[2].startswith("error: text 2: the text")
 
 
 # ------------------------------------------------------------------------ answers

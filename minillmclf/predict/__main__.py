@@ -91,8 +91,8 @@ def given_texts(a):
     if a.text and a.data:
         raise InputError("give texts or --data, not both")
     if a.pair is not None:
-        return [((a.text[0], a.pair), {})]
-    return [((text,), {}) for text in a.text] or None
+        return [((a.text[0], a.pair), {}, None)]
+    return [((text,), {}, None) for text in a.text] or None
 
 
 def header_of(a, reading):
@@ -122,22 +122,26 @@ def peek(a, read):
     windows = read()
     first = next(windows, ([], None))
     again = read if a.data else lambda: chain([first] if first[0] else [], windows)
-    return [texts for texts, _ in first[0]], again
+    return [texts for texts, *_ in first[0]], again
 
 
-def answerer(model, columns, batch_size):
-    """-> the function answer(rows, first) that `stream.answer_all` calls for each window."""
+def answerer(model, columns, batch_size, source):
+    """-> the function answer(rows, first) that `stream.answer_all` calls for each window. source:
+    what errors call the file."""
     warn_of_unknown = UnknownTokens(model.tokenizer)
 
     def answer(rows, first):
-        texts = [row for row, _ in rows]
+        texts, others, lines = map(list, zip(*rows))
         warn_of_unknown(texts)
-        encoded, shortened = model.encode(texts)
+        in_file = None not in lines
+        try:
+            encoded, shortened = model.encode(texts, lines=lines if in_file else None)
+        except InputError as error:
+            raise InputError(f"{source}, {error}" if in_file else str(error)) from None
         probabilities = model.probabilities(model.compute_logits(encoded, batch_size))  # (N, C)
         cut = None
         if columns.show_cut:
             cut = [shortened > 0 and model.encode_row(row)[1] for row in texts]
-        others = [other for _, other in rows]
         answers = model.answers(probabilities)
         return render_answers(texts, others, answers, probabilities, cut, columns, first), shortened
     return answer
@@ -156,7 +160,7 @@ def main(arguments=None):
     reading = reading_options(model, a)
     chosen = text_columns(model, a.text_column, header_of(a, reading))
     columns = AnswerColumns(model.labels, a.format == "csv", a.show_cut)
-    answer = answerer(model, columns, a.batch_size)
+    answer = answerer(model, columns, a.batch_size, a.data or "standard input")
 
     def read():
         if a.data:

@@ -1,6 +1,7 @@
 """What predict reads and writes: rows of texts in windows, and their answers as JSON lines or CSV.
 
-A row is (texts, others): a tuple of texts, and a dict of the other columns of its file.
+A row is (texts, others, line): a tuple of texts, a dict of the other columns of its file, and its
+line there; None for a text on the command line.
 """
 import io
 import itertools
@@ -57,7 +58,7 @@ def read_rows(path, text_columns, reading, columns):
                              f"{stream.WINDOW}: write it into the first row too")
         records = [{name: value for name, value in record.items() if name not in read}
                    for _, record in table.rows]
-        yield list(zip(texts, records)), table.sha256
+        yield list(zip(texts, records, (line for line, _ in table.rows))), table.sha256
         first = False
 
 
@@ -70,7 +71,7 @@ def read_lines(standard_input):
             if not line.strip():
                 raise InputError(f"standard input: line {number} is empty: give a text on each "
                                  "line")
-        yield [((line,), {}) for line in window], None
+        yield [((line,), {}, number) for number, line in enumerate(window, before + 1)], None
         before += len(window)
     if not before:
         raise InputError("standard input: no lines: give a text on each line")
