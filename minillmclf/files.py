@@ -182,22 +182,36 @@ def move_files(source, folder, last):
     remove_path(source)
 
 
+def shipped_folder(name):
+    """The folder in checkpoints/ of this name, or None."""
+    folder = CHECKPOINTS / name
+    return folder if name and name not in (".", "..") and folder.is_dir() else None
+
+
+def stays_local(path, shipped):
+    """A path of the user, in full if it would otherwise read like one of the `shipped` names."""
+    return path.absolute() if str(path) in shipped else path
+
+
 def find_model(name):
     """A model's folder: the name of one in checkpoints/ (mini-bert), or a path (./mini-bert).
 
-    checkpoints/mini-bert means the shipped model too, unless it is a path that exists.
+    A Path, which drops the "./", means what lies there, if anything does. checkpoints/mini-bert
+    means the shipped model too, unless it is a path that exists. The result means the same again,
+    as a Path and as text.
     """
     if str(name) == "":
         raise InputError("the name of a model is empty, perhaps a variable of the shell: name a "
                          "folder (. for this one) or a shipped checkpoint")
     path = Path(name)
-    shipped = CHECKPOINTS / path.name
     try:
-        if path.name and path.name == str(name) and shipped.is_dir():
+        shipped = shipped_folder(path.name)
+        is_place = isinstance(name, os.PathLike) and path.is_dir()
+        if shipped and path.name == str(name) and not is_place:
             return shipped
         if path.is_dir():
-            return path
-        if path.parent == Path("checkpoints") and path.name and shipped.is_dir():
+            return stays_local(path, [path.name] if shipped else [])
+        if shipped and path.parent == Path("checkpoints"):
             return shipped
     except OSError as error:                                   # a name of thousands of characters
         raise InputError(f"{short(path, 100)}: no such model folder ({error.strerror})") from None

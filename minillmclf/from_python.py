@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .cli.device import check_device, device_kind
 from .cli.settings import read_settings
+from .files import find_model
+from .text.data import find_data
 from .text.table_files import MEMORY
 from .text.table_memory import table_from_memory
 
@@ -32,6 +34,8 @@ def fine_tune(model="mini-bert", data="tickets", out=None, on_epoch=None, say=No
     """
     table = None if isinstance(data, (str, os.PathLike)) else table_from_memory(data)
     config = settings.pop("config", None)
+    model = find_model(model) if isinstance(model, os.PathLike) else model
+    data = find_data(data) if isinstance(data, os.PathLike) else data
     settings |= {"model": model, "data": MEMORY if table else data, "out": out}
     given = {name: flag_value(value) for name, value in settings.items() if value is not None}
     s = read_settings(given, config)

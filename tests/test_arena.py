@@ -9,6 +9,7 @@ import pytest
 
 from minillmclf.errors import InputError
 from minillmclf.folds.arena import EMPTY, WINNERS, is_arena, read_arena
+from minillmclf.text.examples import read_examples
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COMPETITION = ("id", "model_a", "model_b", "prompt", "response_a", "response_b", *WINNERS)
@@ -84,6 +85,13 @@ def test_plain_layout(tmp_path):
     assert examples[0].texts == ("p", "x", EMPTY)
     other = write(tmp_path / "e.csv", [("p", "x", "y", "b")], (*PLAIN[:3], "label"))
     assert read_arena(other)[0][0].label == "b"
+
+
+def test_of_label_and_winner_folds_and_train_read_the_same(tmp_path, capsys):
+    path = write(tmp_path / "d.csv", [("p", "x", "y", "b", "a")], (*PLAIN, "label"))
+    assert read_arena(path)[0][0].label == read_examples(path)[0].label == "a"
+    assert capsys.readouterr().err == (f"note: {path}: of its columns label and winner, label is "
+                                       "read (another: --label-column winner)\n")
 
 
 def test_jsonl(tmp_path):

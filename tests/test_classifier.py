@@ -229,6 +229,17 @@ def test_a_body_that_lacks_a_tensor_is_refused_though_the_head_is_new(folder):
         Classifier.from_backbone(broken, ["x", "y"])
 
 
+@pytest.mark.parametrize("labels, words", [
+    ("no", "list of names"), (None, "list of names"), (({"a"} | {"b"}), "list of names"),
+    (iter("ab"), "list of names"), ([0, 1], "got 0"), ([None, "a"], "got None"),
+    ([["a"], ["b"]], "got \\['a'\\]"), (["a", " "], "got ' '"), (["a", "\ud83d"], "each a text"),
+    (["a ", "a"], "two different names"), (["a"], "two different names")])
+def test_labels_that_are_no_names_are_refused(labels, words, folder):
+    with pytest.raises(InputError, match=words) as error:
+        Classifier.from_backbone(folder, labels)
+    assert "\n" not in str(error.value)
+
+
 def test_an_architecture_alone_takes_no_weight_from_the_file():
     make = Classifier.from_backbone
     trained, fresh, again = (make(MODELS / "bert_classifier", ["x", "y"], seed=1,

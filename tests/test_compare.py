@@ -571,7 +571,7 @@ def test_other_test_rows_are_not_compared(tmp_path):
 
 def test_answers_that_rounding_made_equal_keep_the_class_that_was_said(tmp_path):
     from minillmclf.text.examples import Example
-    examples = [Example(("one", "more"), "b", 2), Example(("two", "more"), "a", 3)]
+    examples = [Example(("one\rline", "more"), "b", 2), Example(("two", "more\r"), "a", 3)]
     write_predictions(tmp_path / "p.csv", examples,
                       np.array([[0.4999999, 0.5000001], [1e-9, 1 - 1e-9]]), ["a", "b"])
     found = read_predictions(tmp_path / "p.csv")

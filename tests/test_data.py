@@ -93,7 +93,11 @@ def test_not_utf8(tmp_path):
     refused(lambda: read_examples(path), path, "line 3", f"offset {path.read_bytes().index(0xe9)}:",
             "iconv -f WINDOWS-1252")
     path = write(tmp_path / "wide.csv", "text,label\nx,a\n".encode("utf-16"))
-    refused(lambda: read_examples(path), path, "line 1", "offset 0", "iconv -f UTF-16")
+    refused(lambda: read_examples(path), path, "line 1", "offset 0", "iconv -f UTF-16 ")
+    for name in ("utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        path = write(tmp_path / "wide.csv", "text,label\nx,a\n".encode(name))
+        code = name.upper().replace("-LE", "LE").replace("-BE", "BE")
+        refused(lambda: read_examples(path), path, "line 1", "offset 0", f"iconv -f {code} ")
 
 
 @pytest.mark.parametrize("name, content, line", [
@@ -127,6 +131,15 @@ def test_ragged_row(tmp_path, content, line, fields):
     path = write(tmp_path / "f.csv", content)
     refused(lambda: read_examples(path), path, f"line {line}:", fields, "header has 2",
             "double quotes")
+
+
+def test_another_separator_than_a_comma_in_the_header(tmp_path):
+    path = write(tmp_path / "f.csv", "text;label;note, more\nx;a;b\n")
+    refused(lambda: read_examples(path), "line 2: 1 fields", "header has 2", "line sep=; above")
+    path = write(tmp_path / "g.csv", "text;label;note, more\nx, or y;a;b\n")
+    refused(lambda: read_examples(path), "no column 'text'", "line sep=; above")
+    path = write(tmp_path / "g.csv", "sep=;\ntext;label;note, more\nx, or y;a;b\n")
+    assert read_examples(path)[0].texts == ("x, or y",)
 
 
 @pytest.mark.parametrize("content, line", [
@@ -192,6 +205,18 @@ def test_missing_column(tmp_path):
     refused(lambda: read_examples(path), path, "'text_b'", "--text-column")
     path = write(tmp_path / "f.jsonl", '{"text": "x", "label": "a"}\n{"label": "a"}\n')
     refused(lambda: read_examples(path), path, "line 2", "'text'", "null")
+
+
+def test_a_name_with_commas_or_blanks(tmp_path):
+    path = write(tmp_path / "f.csv", '"Well, in short?",b,c,"x, y"\nw,b,c,p\n')
+    for columns in ("Well, in short?", ["Well, in short?"], "b, c", "c,Well, in short?, b"):
+        texts = read_examples(path, columns, "x, y")[0].texts
+        assert "".join(texts) == {"b": "bc", "c": "cwb"}.get(columns[0], "w"), f"{columns!r}"
+    refused(lambda: read_examples(path, "Well, in,b", "x, y"), "no column 'Well'", "name one with")
+    refused(lambda: load_data(path, "b", "x, y", multi_label=True), "'x, y'", "rename it")
+    path = write(tmp_path / "f.jsonl", '{" text": "x", "label": "a"}\n')
+    refused(lambda: read_examples(path), "--text-column ' text'")
+    assert read_examples(path, " text")[0].texts == ("x",)
 
 
 @pytest.mark.parametrize("columns", ["", (), "text,text", "text,label", ","])
@@ -466,7 +491,8 @@ def test_bundled_set_is_found_from_any_directory(tmp_path, monkeypatch):
     write(tmp_path / "elsewhere" / "toy" / "train.csv", "text,label\nx,p\ny,q\n")
     write(tmp_path / "elsewhere" / "toy" / "dev.csv", "text,label\nz,p\n")
     assert load_data("toy").labels == ["a", "b"], "a bundled name depends on the working directory"
-    assert load_data("./toy").labels == ["p", "q"], "a path is not taken as one"
+    for place in ("./toy", Path("toy"), data.find_data("./toy"), str(data.find_data("./toy"))):
+        assert load_data(place).labels == ["p", "q"], f"{place!r} is not taken as a path"
 
 
 def test_bundled_folder_is_the_package_s_own():

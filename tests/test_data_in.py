@@ -292,13 +292,16 @@ def test_the_doctor_on_bars_and_classes_of_all_rows(tmp_path):
 @pytest.mark.parametrize("one, other", [
     ("late", "Late"), ("caf\u00e9", "cafe\u0301"), ("not spam", "not  spam"),
     ("not spam", "notspam"), ("late", "la\u200bte"), ("a b", "a\u00a0b"), ("fine", "\ufb01ne"),
-    ("1", "\uff11"), ("\u2764", "\u2764\ufe0f"), ("stra\u00dfe", "STRASSE")])
+    ("1", "\uff11"), ("1", "1.0"), ("07", "7"), ("0", "0.00"), ("10.0", "0010"), ("-1", "-1.0"),
+    ("pos", '"pos"'), ("pos", "'Pos'"), ("pos", "\u201cpos\u201d"),
+    ("\u2764", "\u2764\ufe0f"), ("stra\u00dfe", "STRASSE")])
 def test_names_that_look_alike(tmp_path, one, other):
     rows = [{"text": f"t{n}", "label": (one, other, "third")[n % 3]} for n in range(60)]
     path = jsonl(tmp_path / "f.jsonl", *rows)
     assert ("2 class(es) (" in warnings_of(path)
             and "differ only by case, Unicode form" in warnings_of(path))
-    assert doctor.look_alikes(["late", "later", "1", "1.0", "a-b", "a_b", "x", "\u00e9", "e"]) == []
+    assert doctor.look_alikes(["late", "later", "1", "10", "1.1", "1.10", "-1", "0.0.0", "a-b",
+                               "a_b", "x", "\u00e9", "e", "1e0"]) == []
 
 
 @pytest.mark.parametrize("value, name", [

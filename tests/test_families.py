@@ -24,7 +24,7 @@ from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.training.loop import take_step
 from minillmclf.training.losses import class_loss
 from minillmclf.training.optim import build_optimizer
-from minillmclf.tuning import set_trainable
+from minillmclf.tuning import set_trainable, tune
 
 COMMON = dict(vocab_size=len(PIECES), pad_token_id=0, bos_token_id=2, eos_token_id=3)
 BERT = COMMON | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -172,6 +172,27 @@ def test_a_classifier_comes_back_from_its_own_folder(name, folders, tmp_path):
     assert (body.report.newly_initialised
             == [f"head.out.{leaf}" for leaf, _ in ours.head.out.named_parameters()]), (
         f"{name}: from a classifier all but its last layer goes on: {body.report.summary()}")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_default_dtype_of_the_caller_changes_no_answer(name, folders, tmp_path):
+    lora = dict(method="lora", rank=3, alpha=6.0, dropout=0.0, use_rslora=False, targets=None,
+                bias="none")
+    made = [classifier(folders[name]), classifier(folders[name])]
+    tune(made[1], lora)
+    expected, before = made[0].predict(TEXTS), torch.get_default_dtype()
+    for number, model in enumerate(made):
+        model.save(tmp_path / str(number))
+    torch.set_default_dtype(torch.float64)
+    try:
+        made += [Classifier.load(tmp_path / str(number)) for number in (0, 1)]
+        made.append(Classifier.from_backbone(folders[name], LABELS))
+        tune(made[-1], lora)
+        found = [model.predict(TEXTS) for model in made]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    assert all((p == expected).all() for p in found[:-1]) and found[-1].dtype == expected.dtype
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,26 @@ class Frame:
 
 def columns(rows):
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_values_that_no_json_can_hold_are_refused():
+    loop = []
+    loop.append(loop)
+    for value in (10 ** 5000, loop):
+        for row in (("a", value), {"text": "a", "label": "b", "more": value}):
+            with pytest.raises(InputError, match="rows in memory, line 2: holds a number of thous"):
+                table_from_memory([("a", "b"), row])
+
+
+def test_a_path_is_what_lies_there_and_no_shipped_name(place, tmp_path, monkeypatch):
+    shutil.copytree(place / "bert", tmp_path / "mini-bert")
+    (tmp_path / "tickets").mkdir()
+    shutil.copy(place / "whole.jsonl", tmp_path / "tickets" / "train.jsonl")
+    monkeypatch.chdir(tmp_path)
+    model = fine_tune(Path("mini-bert"), Path("tickets"), **QUICK)
+    assert model.labels == list(small.TOPICS), "the bundled rows"
+    assert model.backbone.width == fine_tune("./mini-bert", "./tickets", **QUICK).backbone.width
+    assert model.backbone.width < 128, "the shipped model"
 
 
 @pytest.mark.parametrize("kind", ["dicts", "columns", "frame", "DataFrame"])

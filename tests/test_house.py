@@ -69,6 +69,13 @@ def test_ruff_finds_no_wide_line_and_no_unused_name():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_one_function_writes_csv():
+    """In Python 3.11 csv.writer leaves a lone \\r unquoted, unless it is told to."""
+    writers = [name_of(path) for path in FILES
+               if re.search(r"csv\.(writer|DictWriter)", path.read_text(encoding="utf-8"))]
+    assert writers == ["cli/tables.py"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_run_one_way(path):
     own = room(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -10,6 +10,8 @@ Known-wrong readouts must fail the same comparison.
 import json
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,8 @@ from minillmclf.classify.label_text import readout as labels_file
 from minillmclf.classify.calibrate import Calibration
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.label_text.prompting import change_prompt
-from minillmclf.classify.label_text.readout import (LabelReadout, common_length, ids_after,
-                                                    text_log_probs)
+from minillmclf.classify.label_text.readout import (SHARED, LabelReadout, common_length,
+                                                    ids_after, text_log_probs)
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights, load_backbone, model_class, save_backbone
 from minillmclf.text.batch import collate
@@ -597,7 +599,7 @@ def test_nothing_shared_is_remembered(long_folders):
     model = asking(long_folders("llama"), instruction=INSTRUCTION, shots=SHOTS)
     encoded, _ = model.encode(MANY)
     before = model.compute_logits(encoded, batch_size=7)
-    assert model.head.shared_tokens is None and model.head.shared_cache is None
+    assert SHARED.get() is None
     with torch.no_grad():
         next(p for p in model.backbone.layers[0].parameters() if p.dim() == 2).mul_(1.3)
     after = model.compute_logits(encoded, batch_size=7)
@@ -605,8 +607,22 @@ def test_nothing_shared_is_remembered(long_folders):
     assert apart(after, row_by_row(model, encoded)) <= 2e-5 * model.head.longest_label
     with pytest.raises(ZeroDivisionError):
         model.compute_in_batches(encoded, lambda batch: (model(batch), 1 / 0), 3)
-    assert model.head.shared_tokens is None and model.head.shared_cache is None, (
-        "after an error too")
+    assert SHARED.get() is None, "after an error too"
+
+
+def test_threads_share_nothing(long_folders):
+    model = asking(long_folders("llama"), instruction=INSTRUCTION)
+    texts = [text * (1 + number % 3) for number, text in enumerate(MANY)]
+    alone, barrier = [model.predict([text]) for text in texts], threading.Barrier(2)
+    read = model.head.read
+
+    def wait_and_read(*given):
+        barrier.wait(20)                         # both are in their `shared_work` before both read
+        return read(*given)
+    model.head.read = wait_and_read
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda text: model.predict([text]), texts[:len(texts) // 2 * 2]))
+    assert max(abs(a - b).max() for a, b in zip(alone, together)) < 1e-6
 
 
 def test_each_call_shares_what_its_own_rows_share(long_folders):

@@ -164,14 +164,24 @@ def test_a_bad_row_in_the_first_window_leaves_nothing(ask, tmp_path):
 def test_what_the_model_refuses_is_counted_from_the_start(ask, data, monkeypatch):
     real = Classifier.encode
 
-    def encode(model, texts, training=False):
+    def encode(model, texts, training=False, lines=None):
         if (TEXTS[9],) in texts:
-            raise InputError("text 2: too long")
-        return real(model, texts, training)
+            raise InputError(f"line {lines[1]}: too long")
+        return real(model, texts, training, lines)
     monkeypatch.setattr(Classifier, "encode", encode)
     code, out, said = ask("--data", data)
-    assert ((code, said) == (2, "error: after 8 rows: text 2: too long\n")
+    assert ((code, said) == (2, f"error: after 8 rows: {data}, line 11: too long\n")
             and len(out.splitlines()) == 8)
+
+
+def test_a_text_without_a_token_is_named_by_file_and_line(ask, tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "f.csv", [["two\nlines"], *[["x"]] * 5, ["\u200b"]])
+    code, _, said = ask("--data", path)
+    assert code == 2 and f"{path}, line 9: the text" in said and said.count("\n") == 1
+    lines = SimpleNamespace(buffer=io.BytesIO("x\n\u200b\n".encode()))
+    monkeypatch.setattr(sys, "stdin", lines)
+    assert "standard input, line 2: the text" in ask()[2]
+    assert ask("x", "\u200b")[2].startswith("error: text 2: the text")
 
 
 # ------------------------------------------------------------------------ answers
@@ -193,6 +203,33 @@ def test_order_and_form_are_those_of_one_window(ask, data, models, monkeypatch, 
         numbers = ([float(row[f"p_{name}"]) for name in LABELS] if kind == "csv"
                    else list(row["probabilities"].values()))
         assert numbers == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("name, start", [
+    ("a.csv", "text,"), ("a.CSV", "text,"), ("a.jsonl", "{"), ("a.json", "{"), ("a", "{")])
+def test_the_name_of_out_tells_its_format(ask, tmp_path, name, start):
+    assert ask("rose", "--out", tmp_path / name)[0] == 0
+    assert (tmp_path / name).read_text().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt", "a.csv.gz"])
+def test_a_format_that_is_not_written_is_refused(ask, tmp_path, name):
+    code, _, said = ask("rose", "--out", tmp_path / name)
+    assert code == 2 and name in said and "--format" in said and said.count("\n") == 1
+    assert not names(tmp_path)
+    assert ask("rose", "--out", tmp_path / name, "--format", "csv")[0] == 0
+
+
+def test_a_lone_return_in_a_text_ends_no_line_of_the_answers(ask, tmp_path):
+    texts = ["one\rtwo", "\r", "three\r\nfour\nfive", 'a "quote"', "six"]
+    rows = [(text, f"{text}\r") for text in texts if text.strip()]
+    path = tmp_path / "returns.jsonl"
+    path.write_text("".join(json.dumps({"text": a, "more\r": b}) + "\n" for a, b in rows))
+    assert ask("--data", path, "--out", tmp_path / "p.csv")[0] == 0
+    with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
+        header, *found = csv.reader(file)
+    assert header[:2] == ["more\r", "text"]
+    assert [(text, more) for more, text, *_ in found] == rows
 
 
 def test_several_labels(ask, data, models):

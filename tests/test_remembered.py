@@ -99,6 +99,17 @@ def test_a_file_without_these_columns_is_an_error(place, call, tmp_path):
     assert call(evaluate, *given, "--label-column", "label")[0] == 0
 
 
+def test_a_column_with_a_comma_in_its_name(place, call, tmp_path):
+    data = write_rows(tmp_path / "c.csv", ["Well, now?", "b", "label"], [["a rose", "soup",
+                                                                         "garden"]])
+    for name, columns in {"full": "Well, now?", "pair": "b,Well, now?"}.items():
+        for command in (predict, evaluate):
+            given = ("--model", place / name, "--data", data, "--text-column", columns)
+            code, _, said = call(command, *given, *(["--label-column", "label"]
+                                                    if command is evaluate else []))
+            assert code == 0, said
+
+
 @pytest.mark.parametrize("name, columns, count", [("full", "body,other", 1), ("pair", "body", 2)])
 def test_one_text_or_two_but_never_the_other(place, call, tmp_path, name, columns, count):
     data = write_rows(tmp_path / "p.csv", ["text_a", "text_b"], [["a rose", "soup"]])

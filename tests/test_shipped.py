@@ -1,6 +1,8 @@
 """What ships keeps its promises: bundled data, checkpoints, what the README says of them."""
 import csv
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ from live import imported, loaded, may_refuse, tokenizer_of
 
 import minillmclf
 from minillmclf.classify.baseline import BagOfWords
+from minillmclf.classify.classifier import Classifier
+from minillmclf.classify.task import SingleLabel
 from minillmclf.files import find_model
 from minillmclf.models.weights import Checkpoint
-from minillmclf.classify.task import SingleLabel
+from minillmclf.tuning import tune
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -232,7 +236,31 @@ def test_shipped_names_do_not_depend_on_the_working_directory(tmp_path, monkeypa
     (tmp_path / "mini-bert").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_model("mini-bert") == ROOT / "checkpoints" / "mini-bert"
-    assert find_model("./mini-bert") == Path("mini-bert"), "a path is not taken as one"
+    here = find_model("./mini-bert")
+    assert here.samefile(tmp_path / "mini-bert"), "a path is not taken as one"
+    for again in (here, str(here), Path("mini-bert"), Path("./mini-bert")):
+        assert find_model(again) == here, f"{again!r} is another one"
+    assert find_model(Path("mini-t5")) == ROOT / "checkpoints" / "mini-t5", "nothing lies there"
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert find_model("..").samefile(tmp_path), "not the folder above, but that of checkpoints/"
+
+
+def test_a_model_with_a_shipped_name_is_read_whole(tmp_path, monkeypatch):
+    """./mini-bert is the user's: its weights, its tokenizer, and as the base of an adapter."""
+    own = shutil.copytree(ROOT / "checkpoints" / "mini-bert", tmp_path / "mini-bert")
+    tokenizer = json.loads((own / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    vocab["the"], vocab["and"] = vocab["and"], vocab["the"]
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("./mini-bert", Path("mini-bert")):
+        model = Classifier.from_backbone(name, ["a", "b"])
+        assert model.tokenizer.ids("the") == [vocab["the"]], f"{name!r}: the shipped tokenizer"
+        tune(model, {"method": "houlsby", "size": 4})
+        model.save("tuned")
+        assert Classifier.load("./tuned").tokenizer.ids("the") == [vocab["the"]]
+        shutil.rmtree("tuned")
 
 
 def test_every_family_has_a_line_that_brings_it():

@@ -1,10 +1,12 @@
 """From a folder and options to a classifier: which task, which readout, which weights."""
 import math
+from collections.abc import Set
 from dataclasses import dataclass, field, fields
 
 from ..errors import InputError
 from ..files import short
-from ..models import build_backbone, initialise_weights
+from ..models import build_backbone, built_in_fp32, initialise_weights
+from ..text.cells import UNWRITABLE
 from ..text.cutting import check_side
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning import trained_in_place
@@ -51,12 +53,14 @@ def read_options(labels, given):
     return Options(label_options=others, **{name: given[name] for name in given if name in own})
 
 
+@built_in_fp32()
 def from_backbone(cls, path, labels, given):
     """A Classifier (cls) on a pretrained backbone. given: as for `read_options`."""
     check_labels(labels)
     checkpoint, options = open_checkpoint(path), read_options(labels, given)
     model = build_unfilled(cls, checkpoint, labels, options)
-    model.base, model.quantise = str(path), options.quantise
+    model.base = path if isinstance(path, str) else str(checkpoint.folder)
+    model.quantise = options.quantise
     initialise_weights(model.head, options.seed)
     half = set()
     if check_dtype(options.dtype) == "bf16":
@@ -73,6 +77,7 @@ def from_backbone(cls, path, labels, given):
     return model.eval()
 
 
+@built_in_fp32()
 def build_unfilled(cls, checkpoint, labels, options):
     """A Classifier (cls) without loaded weights. checkpoint: of the backbone; options: Options."""
     backbone = build_backbone(checkpoint, lm_head=bool(options.label_options))
@@ -127,7 +132,19 @@ def choose_max_length(asked, backbone, tokenizer, folder):
 
 
 def check_labels(labels, where="a classifier"):
+    """InputError unless there are at least two names, strings that differ by more than spaces."""
+    if isinstance(labels, (str, bytes, Set)) or not hasattr(labels, "__len__"):
+        raise InputError(f"{where}: labels must be a list of names, such as ['no', 'yes'], got "
+                         f"{short(labels)}")
+    for label in labels:
+        if not isinstance(label, str) or not label.strip() or UNWRITABLE.search(label):
+            raise InputError(f"{where}: labels must be names, each a text, got {short(label)}: "
+                             "write it as one, such as 'no' or '0'")
+    check_different([label.strip() for label in labels], where)
+
+
+def check_different(labels, where):
     """InputError unless there are at least two different names."""
-    if len(labels) < 2 or len(set(labels)) != len(labels):
+    if len(set(labels)) < max(2, len(labels)):
         raise InputError(f"{where}: labels must be at least two different names, got "
-                         f"{list(labels)}")
+                         f"{short(list(labels), 200)}")

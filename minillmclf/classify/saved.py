@@ -11,12 +11,13 @@ import torch
 
 from ..errors import InputError
 from ..files import find_model, short
+from ..models import built_in_fp32
 from ..models.tensor_files import replacing_model, write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.frozen import frozen_matrices, half_modules
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
-from .build import build_unfilled, check_labels, read_options
+from .build import build_unfilled, check_different, read_options
 from .head import POOLS, WRONG_POOLING
 from .label_text.options import is_strings
 
@@ -71,7 +72,7 @@ def labels_of(config, where):
         raise InputError(f"{where}: id2label should number its classes from 0 up, is "
                          f"{short(names, 100)}")
     labels = [str(names[str(i)]) for i in range(len(names))]
-    check_labels(labels, where)
+    check_different(labels, where)
     return labels
 
 
@@ -83,6 +84,7 @@ def stored_half(model, checkpoint):
     return frozen_matrices(model, ()) & stored
 
 
+@built_in_fp32()
 def load(cls, path, base=None, device=None):
     """As Classifier.load. cls: Classifier."""
     folder, build = find_model(path), partial(cls.from_backbone, device=device)

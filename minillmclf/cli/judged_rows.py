@@ -67,7 +67,7 @@ def choose_rows(a, folder, model):
                          "to judge with --data")
     if learned and is_fold and not (split_column(table) and split == "test"):
         return held_out_rows(a, folder, record)
-    columns = text_columns(model, a.text_column)
+    columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if learned and not is_fold:
         s = replace(read_settings({}, folder / "run.json"), data=name)
@@ -92,7 +92,9 @@ def rows_of_run(a, model, s, tables, options):
     if a.text_column or a.label_column:
         lines = {row.row for row in rows}
         table = table or tables.get(split) or tables["train"]
-        columns = text_columns(model, a.text_column) if a.text_column else data.columns
+        columns = data.columns
+        if a.text_column:
+            columns = text_columns(model, a.text_column, table.columns)
         rows = read_examples(table, columns, a.label_column or data.label_column, **options)
         rows = [row for row in rows if row.row in lines]
         refuse_blank(s.data, rows)

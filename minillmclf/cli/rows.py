@@ -7,7 +7,7 @@ from ..errors import InputError
 from ..files import short, write_text
 from ..text.data import load_data
 from ..text.doctor import examine_data, unknown_share
-from ..text.examples import print_note, text_column_names
+from ..text.examples import print_note, split_names, text_column_names
 from .tables import csv_text
 
 READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
@@ -121,12 +121,12 @@ def reading_of(s, data):
     return {"text_column": list(data.columns), "label_column": label, **more}
 
 
-def text_columns(model, asked):
+def text_columns(model, asked, columns=()):
     """The text columns to read for a model: those of --text-column (`asked`), else those that it
-    was trained on; None, which means the default columns, if neither is known. InputError for
-    another number of columns than it was trained on."""
+    was trained on; None, which means the default columns, if neither is known. columns: of the
+    file. InputError for another number of columns than it was trained on."""
     known = model.reading["text_column"] if model.reading else None
-    names = [name.strip() for name in asked.split(",")] if asked else known
+    names = list(split_names(asked, columns)) if asked else known
     if known and len(names) != len(known):
         raise InputError(f"--text-column {short(asked)}: names {len(names)}, and this model was "
                          f"trained on {len(known)} text(s) a row ({', '.join(known)}): name all")

@@ -5,9 +5,15 @@ import io
 
 def csv_text(header, rows):
     """A CSV file as text: the header, then a line for each row."""
+    return "".join(map(csv_line, [header, *rows]))
+
+
+def csv_line(fields):
+    """A row of a CSV file, with \\n at its end. A field that holds a line end is quoted, also one
+    with a lone \\r: Python 3.11 quotes only the characters of its own line end, here both."""
     out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
-    return out.getvalue()
+    csv.writer(out, lineterminator="\r\n").writerow(fields)
+    return out.getvalue().removesuffix("\r\n") + "\n"
 
 
 def markdown_table(header, rows):

@@ -41,8 +41,9 @@ def other_source(folder, data):
     if (known := settings.get("source")) is None:
         same = own == path or Path(own).resolve() == Path(path).resolve()
         texts, label = settings.get("text_column"), settings.get("label_column")
+        columns = here["text_columns"]
         known = {"sha256": here["sha256"] if same else [],
-                 "text_columns": [*split_names(texts)] if texts else here["text_columns"],
+                 "text_columns": [*split_names(texts, columns)] if texts else columns,
                  "label_column": label or here["label_column"]}
     words = {"sha256": f"other rows than {path} has now (its --data is {own})",
              "text_columns": f"other text columns ({', '.join(known['text_columns'])})",

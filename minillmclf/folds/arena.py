@@ -5,7 +5,7 @@ The columns of a .csv, .tsv or .jsonl file tell which layout it has:
   competition   id, model_a, model_b, prompt, response_a, response_b, winner_model_a,
                 winner_model_b, winner_tie (Kaggle, "LLM Classification Finetuning"): a text is a
                 JSON list of strings, one for each turn; winners are 0 or 1
-  plain         prompt, response_a, response_b, winner (or label): a, b, tie, or model_a, model_b,
+  plain         prompt, response_a, response_b, label (or winner): a, b, tie, or model_a, model_b,
                 tie (bothbad)
 
 If all three texts of a row are JSON lists of strings or nulls, these are its turns; else no text is
@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import short
 from ..text.cells import UNWRITABLE, as_json
-from ..text.examples import Example
+from ..text.examples import Example, default_label_column
 from ..text.table_files import Table, read_table
 
 FIELDS = ("prompt", "response_a", "response_b")
@@ -54,10 +54,11 @@ def read_arena(path, need_labels=True, quoting="auto"):
         raise InputError(f"{path}: names no winner, has {columns}: add winner (a, b, tie), or "
                          f"{', '.join(WINNERS)}")
     examples = []
+    column = None if set(WINNERS) & set(table.columns) else default_label_column(table)
     for line, record in table.rows:
         where = f"{path}, line {line}: column"
         try:
-            label = read_winner(record, table.columns, where)
+            label = read_winner(record, column, where)
         except InputError:
             if need_labels:
                 raise
@@ -66,16 +67,16 @@ def read_arena(path, need_labels=True, quoting="auto"):
     return examples, read_ids(table)
 
 
-def read_winner(record, columns, where):
-    """The label of a row: "a", "b" or "tie". An InputError begins with `where`."""
-    if set(WINNERS) & set(columns):
+def read_winner(record, column, where):
+    """The label of a row: "a", "b" or "tie". column: that of its name; None: the columns WINNERS
+    have it. An InputError begins with `where`."""
+    if column is None:
         cells = [str(record.get(name)).strip() for name in WINNERS]
         marks = [WINNER_MARKS.get(cell) for cell in cells]
         if None in marks or sum(marks) != 1:
             raise InputError(f"{where} '{', '.join(WINNERS)}' must hold one 1 and two 0, found "
                              f"{', '.join(cells):.60}: {REMEDY}")
         return LABELS[marks.index(1)]
-    column = "winner" if "winner" in columns else "label"
     value = record.get(column)
     label = WINNER_NAMES.get(value.strip().casefold()) if isinstance(value, str) else None
     if label is None:

@@ -60,7 +60,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
 
 def read_groups(table, columns):
     """"author,title" -> the group of each row. InputError for a missing column or an empty cell."""
-    names = split_names(columns)
+    names = split_names(columns, table.columns)
     for name in names:
         if name not in table.columns:
             raise InputError(f"{table.path}: --group: no column {short(name)} in "

@@ -8,6 +8,7 @@ last block only where it is read), cache.py (writing text), tree.py (many contin
 `MODELS` is the only registry: model_type of config.json -> class.
 """
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -40,6 +41,21 @@ def model_class(config, where="config.json"):
     return look_up(MODELS, config.get("model_type"), "model_type", where)
 
 
+@contextmanager
+def built_in_fp32():
+    """As a decorator or with a block: what is built there has parameters in fp32, also after the
+    user's torch.set_default_dtype."""
+    before = torch.get_default_dtype()
+    try:
+        if before != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        yield
+    finally:
+        if before != torch.float32:
+            torch.set_default_dtype(before)
+
+
+@built_in_fp32()
 def load_backbone(path, dtype=torch.float32):
     """A pretrained body from a Hugging Face folder -> model, in eval mode, with a `.report`.
 

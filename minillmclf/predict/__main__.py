@@ -31,10 +31,13 @@ from ..cli.parser import Parser, run
 from ..cli.rows import reading_options, text_columns
 from ..cli.settings import add_settings
 from ..errors import InputError
-from ..files import find_model
+from ..files import find_model, short
 from ..text.data import find_data
 from ..text.doctor import UnknownTokens
+from ..text.table_files import read_chunks
 from .rows import AnswerColumns, read_lines, read_rows, render_answers
+
+FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", "": "jsonl"}     # by suffix of --out
 
 
 def parse(arguments=None):
@@ -63,8 +66,17 @@ def parse(arguments=None):
     a = p.parse_args(arguments)
     if a.data is not None and not Path(a.data).suffix:
         a.data = str(find_data(a.data))                                # the name of a bundled set
-    a.format = a.format or ("csv" if a.out and a.out.endswith(".csv") else "jsonl")
+    a.format = a.format or format_of(a.out)
     return a
+
+
+def format_of(out):
+    """The format of answers by the name of --out. InputError if it names another one."""
+    suffix = Path(out or "").suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"--out {short(out, 200)}: answers are written as JSON lines or CSV, not "
+                         f"as {short(suffix)}: name it .jsonl or .csv, or add --format")
+    return FORMATS[suffix]
 
 
 def given_texts(a):
@@ -79,8 +91,15 @@ def given_texts(a):
     if a.text and a.data:
         raise InputError("give texts or --data, not both")
     if a.pair is not None:
-        return [((a.text[0], a.pair), {})]
-    return [((text,), {}) for text in a.text] or None
+        return [((a.text[0], a.pair), {}, None)]
+    return [((text,), {}, None) for text in a.text] or None
+
+
+def header_of(a, reading):
+    """The columns of --data, if --text-column may have commas in a name. reading: as read_rows."""
+    if "," not in (a.text_column or ""):
+        return ()
+    return next(read_chunks(Path(a.data), 1, **reading)).columns
 
 
 def made_from(a, folders, columns, reading, precision):
@@ -103,22 +122,26 @@ def peek(a, read):
     windows = read()
     first = next(windows, ([], None))
     again = read if a.data else lambda: chain([first] if first[0] else [], windows)
-    return [texts for texts, _ in first[0]], again
+    return [texts for texts, *_ in first[0]], again
 
 
-def answerer(model, columns, batch_size):
-    """-> the function answer(rows, first) that `stream.answer_all` calls for each window."""
+def answerer(model, columns, batch_size, source):
+    """-> the function answer(rows, first) that `stream.answer_all` calls for each window. source:
+    what errors call the file."""
     warn_of_unknown = UnknownTokens(model.tokenizer)
 
     def answer(rows, first):
-        texts = [row for row, _ in rows]
+        texts, others, lines = map(list, zip(*rows))
         warn_of_unknown(texts)
-        encoded, shortened = model.encode(texts)
+        in_file = None not in lines
+        try:
+            encoded, shortened = model.encode(texts, lines=lines if in_file else None)
+        except InputError as error:
+            raise InputError(f"{source}, {error}" if in_file else str(error)) from None
         probabilities = model.probabilities(model.compute_logits(encoded, batch_size))  # (N, C)
         cut = None
         if columns.show_cut:
             cut = [shortened > 0 and model.encode_row(row)[1] for row in texts]
-        others = [other for _, other in rows]
         answers = model.answers(probabilities)
         return render_answers(texts, others, answers, probabilities, cut, columns, first), shortened
     return answer
@@ -134,9 +157,10 @@ def main(arguments=None):
     from ..classify.preference import set_swap
     model = Classifier.load(folder, a.base, device.check_device(a.device))
     set_swap(model, a.swap)
-    chosen, reading = text_columns(model, a.text_column), reading_options(model, a)
+    reading = reading_options(model, a)
+    chosen = text_columns(model, a.text_column, header_of(a, reading))
     columns = AnswerColumns(model.labels, a.format == "csv", a.show_cut)
-    answer = answerer(model, columns, a.batch_size)
+    answer = answerer(model, columns, a.batch_size, a.data or "standard input")
 
     def read():
         if a.data:

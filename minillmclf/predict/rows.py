@@ -1,13 +1,14 @@
 """What predict reads and writes: rows of texts in windows, and their answers as JSON lines or CSV.
 
-A row is (texts, others): a tuple of texts, and a dict of the other columns of its file.
+A row is (texts, others, line): a tuple of texts, a dict of the other columns of its file, and its
+line there; None for a text on the command line.
 """
-import csv
 import io
 import itertools
 import json
 
 from . import stream
+from ..cli.tables import csv_line
 from ..errors import InputError
 from ..files import short
 from ..text.examples import read_text_chunks, text_column_names
@@ -57,7 +58,7 @@ def read_rows(path, text_columns, reading, columns):
                              f"{stream.WINDOW}: write it into the first row too")
         records = [{name: value for name, value in record.items() if name not in read}
                    for _, record in table.rows]
-        yield list(zip(texts, records)), table.sha256
+        yield list(zip(texts, records, (line for line, _ in table.rows))), table.sha256
         first = False
 
 
@@ -70,7 +71,7 @@ def read_lines(standard_input):
             if not line.strip():
                 raise InputError(f"standard input: line {number} is empty: give a text on each "
                                  "line")
-        yield [((line,), {}) for line in window], None
+        yield [((line,), {}, number) for number, line in enumerate(window, before + 1)], None
         before += len(window)
     if not before:
         raise InputError("standard input: no lines: give a text on each line")
@@ -83,14 +84,14 @@ def render_answers(texts, others, answers, probabilities, cut, columns, first):
     first: is it the first window, which has the header of a CSV file?
     """
     out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
     if first and columns.as_csv:
-        writer.writerow([*columns.others, *columns.texts, columns.label, *columns.per_class,
-                         *([columns.cut] if cut else [])])
+        out.write(csv_line([*columns.others, *columns.texts, columns.label, *columns.per_class,
+                            *([columns.cut] if cut else [])]))
     for n, (row, other, answer, p) in enumerate(zip(texts, others, answers, probabilities)):
         if columns.as_csv:
-            writer.writerow([*(csv_cell(other.get(name)) for name in columns.others), *row, answer,
-                             *(f"{x:.6f}" for x in p), *([csv_cell(cut[n])] if cut else [])])
+            out.write(csv_line([*(csv_cell(other.get(name)) for name in columns.others), *row,
+                                answer, *(f"{x:.6f}" for x in p),
+                                *([csv_cell(cut[n])] if cut else [])]))
             continue
         record = {**other, **dict(zip(columns.texts, row)), columns.label: answer}
         record[columns.probabilities] = {name: round(float(x), 6)

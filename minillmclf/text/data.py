@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import short
+from ..files import short, stays_local
 from .cells import as_json, natural_order, split_label
 from .examples import (ZERO_ONE, Example, default_label_column, make_examples, refuse_blank,
                        split_names, text_key)
@@ -75,7 +75,8 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
                          "where both are needed: add rows of each class with different texts, or "
                          f"{other}")
     paths = {split: tables.get(split, first).path for split in parts}
-    labels = find_classes(parts, paths, split_names(label_column), multi_label)
+    labels = find_classes(parts, paths, split_names(label_column, first.columns),
+                          multi_label)
     source = {"path": str(getattr(path_or_name, "path", path_or_name)),
               "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
@@ -109,13 +110,15 @@ def read_tables(path_or_name, quoting: str) -> dict:
 
 
 def find_data(path_or_name) -> Path:
-    """A bundled name or a path -> the file or folder. ./tickets is never the bundled set."""
+    """A bundled name or a path -> the file or folder. ./tickets is never the bundled set, nor is a
+    Path where something lies."""
     name, path = str(path_or_name), Path(path_or_name)
     bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.csv"))}
-    if name in bundled:
+    there = bool(name) and os.path.exists(path)        # False, no error, for an impossible name
+    if name in bundled and not (there and isinstance(path_or_name, os.PathLike)):
         return bundled[name]
-    if name and os.path.exists(path):                  # False, no error, for an impossible name
-        return path
+    if there:
+        return stays_local(path, bundled)
     raise InputError(f"{short(name, 200)}: no such file, folder or bundled data set: check the "
                      f"path, or name one of the bundled ones: {', '.join(bundled)}")
 

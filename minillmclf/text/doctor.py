@@ -198,8 +198,9 @@ def class_warnings(r: DataReport):
         yield (f"{name_some(barred)} with a bar in the name: if it stands between several labels "
                "of a row, --multi-label")
     for labels in look_alikes(train):
-        yield (f"{name_some(labels)} whose names differ only by case, Unicode form, spaces or "
-               "invisible characters: if they are one class, write its name in one way")
+        yield (f"{name_some(labels)} whose names differ only by case, Unicode form, spaces, "
+               "invisible characters, quotes around them or zeros of a number: if they are one "
+               "class, write its name in one way")
     for s in ("dev", "test"):
         unseen = [label for label, counts in r.classes.items() if not counts[s]]
         if unseen and r.rows[s]:
@@ -238,7 +239,10 @@ def look_alikes(labels):
     for label in labels:
         key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
         key = "".join(char for char in key if unicodedata.category(char)[0] not in "ZC")
-        alike.setdefault(re.sub(INVISIBLE, "", key), []).append(label)
+        key = re.sub(INVISIBLE, "", key).strip("\"'\u2018\u2019\u201c\u201d\u201e")
+        if number := re.fullmatch(r"(-?)0*(\d+)(\.0+)?", key, re.ASCII):        # 1, 01 and 1.0
+            key = number[1] + number[2]
+        alike.setdefault(key, []).append(label)
     return [names for names in alike.values() if len(names) > 1]
 
 

@@ -4,6 +4,7 @@ Not here: how rows are read (table_files.py), what a cell means (cells.py), clas
 (data.py).
 """
 import functools
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,12 @@ def default_text_columns(table: Table) -> tuple[str, ...]:
 
 
 def default_label_column(table: Table) -> str:
-    """The label column where none is named."""
-    return "winner" if "winner" in table.columns and "label" not in table.columns else "label"
+    """The label column where none is named: label, else winner. A file with both gets a note."""
+    if {"label", "winner"} <= {*table.columns}:
+        print_note(f"{table.path}: of its columns label and winner, label is read (another: "
+                   "--label-column winner)")
+        return "label"
+    return "winner" if "winner" in table.columns else "label"
 
 
 def text_column_names(count: int) -> list[str]:
@@ -69,10 +74,18 @@ def text_column_names(count: int) -> list[str]:
     return ["text"] if count == 1 else [f"text_{letter}" for letter in letters]
 
 
-def split_names(columns) -> tuple[str, ...]:
-    """Names of columns from "a, b" or from a sequence."""
-    names = columns.split(",") if isinstance(columns, str) else columns
-    return tuple(name.strip() for name in names)
+def split_names(columns, known=()) -> tuple[str, ...]:
+    """Names of columns from "a, b" or from a sequence. The longest that is `known` comes first:
+    the name of a column may hold commas, or begin with a blank."""
+    parts, names = columns.split(",") if isinstance(columns, str) else list(columns), []
+    known = {name for name in known if "," in name or name.strip() != name}
+    while parts:
+        size = len(parts) if isinstance(columns, str) and known else 1
+        while size > 1 and not {joined := ",".join(parts[:size]), joined.strip()} & known:
+            size -= 1
+        name, parts = ",".join(parts[:size]), parts[size:]
+        names.append(name if name in known else name.strip())
+    return tuple(names)
 
 
 @functools.cache
@@ -83,8 +96,9 @@ def print_note(line):
 
 def choose_columns(table: Table, text_columns, label_column: str, need_labels: bool):
     """The text columns to read -> tuple. InputError if these or the label columns are wrong."""
-    columns = split_names(default_text_columns(table) if text_columns is None else text_columns)
-    labels, known = split_names(label_column), set(table.columns)
+    columns = split_names(default_text_columns(table) if text_columns is None else text_columns,
+                          table.columns)
+    labels, known = split_names(label_column, table.columns), set(table.columns)
     if not columns or len(set(columns)) < len(columns) or set(columns) & set(labels):
         raise InputError(f"--text-column {short(','.join(columns))}: name columns, each once, "
                          f"other than {short(label_column)}")
@@ -110,12 +124,15 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
         found = [name if name in table.columns else actual.get(name.casefold(), name)
                  for name in names]
         if found != list(names):
-            flags.append(f"{flag} {','.join(found)}")
+            flags.append(f"{flag} {shlex.quote(','.join(found))}")
     if flags:
         return "as they stand there: " + " ".join(flags)
     separator = SEPARATORS.get(table.path.suffix.lower())
     if separator and "|" in table.columns[0]:
         return f"its fields seem to be separated by |: write {separator!r} instead"
+    if separator and (mark := next((mark for mark in ";\t" if mark in table.columns[0]), None)):
+        return (f"its fields seem to be separated by {mark!r}: write the line sep={mark} above the "
+                "header")
     no_header = ", or write a line with the columns' names above the rows if it has none"
     return f"name one with {option}" + no_header * bool(separator)
 
@@ -123,7 +140,10 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
 def make_examples(table: Table, text_columns, label_column, need_labels=True, multi_label=False):
     """As read_examples, of a Table -> the text columns, a list of Examples."""
     columns = choose_columns(table, text_columns, label_column, need_labels)
-    names = split_names(label_column)
+    names = split_names(label_column, table.columns)
+    if len(names) == 1 and "," in names[0] and multi_label:
+        raise InputError(f"{table.path}: --label-column {short(label_column)}: is one column, and "
+                         "commas stand between several: rename it without a comma")
     if len(names) > 1 and not multi_label:
         raise InputError(f"--label-column {short(label_column)}: a column for each class goes with "
                          "--multi-label")

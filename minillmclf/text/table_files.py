@@ -85,18 +85,33 @@ def decode_lines(file, where, suffix="", file_hash=None):
     """
     offset = 0
     for number, line in enumerate(file, 1):
+        wide = wide_encoding(line) if number == 1 else None
         try:
+            if wide:
+                raise UnicodeDecodeError(wide, line, 0, 1, "it is no UTF-8")
             text = line.decode("utf-8")             # the byte of \n is no part of another character
         except UnicodeDecodeError as error:
-            utf16 = number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raise InputError(
                 f"{where}, line {number}: not UTF-8 at byte offset {offset + error.start}: convert "
-                f"the file, for example with iconv -f {'UTF-16' if utf16 else 'WINDOWS-1252'} "
+                f"the file, for example with iconv -f {wide or 'WINDOWS-1252'} "
                 f"-t UTF-8 old{suffix} > new{suffix}") from error
         if file_hash is not None:
             file_hash.update(line)
         yield text.removeprefix("\ufeff") if number == 1 else text
         offset += len(line)
+
+
+def wide_encoding(line):
+    """UTF-16 or UTF-32, if a byte order mark or many null bytes in a file's first line tell of it,
+    else None."""
+    for name in ("UTF-32", "UTF-16"):             # in this order: the marks begin with equal bytes
+        marks = [getattr(codecs, f"BOM_{name.replace('-', '')}_{order}") for order in ("LE", "BE")]
+        if line.startswith(tuple(marks)):
+            return name
+    share = line.count(0) / max(1, len(line))     # of ASCII: 1/2, 3/4
+    if share > 1 / 3:
+        return f"UTF-{32 if share > 0.6 else 16}{'LE' if line[0] else 'BE'}"
+    return None
 
 
 def split_at_returns(lines):
@@ -113,7 +128,7 @@ class TableReader:
 
     def __init__(self, path, suffix, quoting="auto"):
         self.path, self.suffix, self.quoting = path, suffix, quoting
-        self.separator = SEPARATORS[suffix]
+        self.separator, self.other_mark = SEPARATORS[suffix], None
         self.columns, self.file_hash = [], hashlib.sha256()
 
     def rows(self, file):
@@ -156,6 +171,9 @@ class TableReader:
                 remedy = "put a text that holds the separator or a line break between double quotes"
                 if self.quoting == "none":
                     remedy = "with --quoting none no text may hold the separator"
+                if self.other_mark:
+                    remedy += (f"; or write the line sep={self.other_mark} above the header, if "
+                               f"{self.other_mark!r} stands between the fields")
                 raise self.fault(line, f"{len(fields)} fields where the header has "
                                        f"{len(self.columns)}: {remedy}")
 
@@ -207,6 +225,7 @@ class TableReader:
 
         A line "sep=;", which spreadsheets write, names it and becomes blank. Otherwise the line
         shows it: the usual separator of the suffix if it holds it, else the first of ; tab ,
+        `other_mark` is another of them in it.
         """
         start = []
         for text in lines:
@@ -218,6 +237,8 @@ class TableReader:
                 unquoted = re.sub('"[^"]*"', "", text)
                 marks = (self.separator, *";\t,")
                 self.separator = next((mark for mark in marks if mark in unquoted), self.separator)
+                self.other_mark = next((mark for mark in marks if mark != self.separator
+                                        and mark in unquoted), None)
                 break
         return start
 

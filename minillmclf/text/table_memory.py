@@ -15,9 +15,14 @@ def table_from_memory(data):
     -> Table. InputError names a row that is none of these."""
     def plain(value):                     # no JSON: an object, refused as text or label
         return value.tolist() if hasattr(value, "tolist") else {type(value).__name__: str(value)}
+    def as_line(line, row):
+        try:
+            return json.dumps(row, default=plain, skipkeys=True).encode() + b"\n"
+        except (ValueError, RecursionError):
+            raise InputError(f"{MEMORY}, line {line}: holds a number of thousands of digits, or a "
+                             "list that holds itself: give texts, names and numbers") from None
     reading = TableReader(Path(MEMORY), ".jsonl")
-    lines = (json.dumps(row, default=plain, skipkeys=True) + "\n" for row in read_records(data))
-    rows = list(reading.rows(map(str.encode, lines)))
+    rows = list(reading.rows(as_line(*row) for row in enumerate(read_records(data), 1)))
     if not rows:
         raise InputError(f"{MEMORY}: there are none: add rows")
     return Table(reading.path, tuple(reading.columns), rows, reading.file_hash.hexdigest())

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import InputError
+from ..models import built_in_fp32
 from . import bottleneck, lora, prefix, prompt, selection
 
 LORA_METHODS, BOTTLENECK_METHODS = ("lora", "dora", "qlora"), ("houlsby", "pfeiffer")
@@ -136,6 +137,7 @@ def set_trainable(model, method, bias="none"):
             + sum(selection.four_bit_sizes(model).values()))
 
 
+@built_in_fp32()
 def tune(model, config, seed=0):
     """Apply a tuning config to a classifier -> (trainable, total) numbers of parameters.
 

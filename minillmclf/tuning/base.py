@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import CHECKPOINTS, NEW_MODEL, NEW_RUN, find_model, short
+from ..files import CHECKPOINTS, NEW_MODEL, NEW_RUN, find_model, shipped_folder, short
 from ..models.weights import Checkpoint
 from ..text.tokenizers.files import READERS
 
@@ -76,15 +76,15 @@ def find_base(names, folder, given=None):
     from the adapter's folder or from the working directory.
     """
     if given is not None:
-        find_model(given)
-        return str(given)
+        found = find_model(given)
+        return given if isinstance(given, str) else str(found)
     for name in filter(None, names):
         try:
-            if Path(name).name == name and (CHECKPOINTS / name).is_dir():
+            if Path(name).name == name and shipped_folder(name):
                 return name
             for path in ((Path(folder) / name).resolve(), Path(name)):
                 if path.is_dir():
-                    return str(path)
+                    return str(find_model(path))
         except (OSError, ValueError, RuntimeError):         # too long for a path; a loop of links
             pass
     name, fetch = names[0], ""

@@ -69,7 +69,7 @@ def text_vectors(texts, folder, device="cpu"):
     most = min(encoder.max_tokens or ENCODER_TOKENS, ENCODER_TOKENS)
     most -= tokenizer.num_special_tokens(False)
     encoded = [tokenizer.add_special_tokens(tokenizer.ids(" ".join(row))[:most]) for row in texts]
-    out = torch.empty(len(encoded), encoder.width)
+    out = torch.empty(len(encoded), encoder.width, dtype=torch.float32)
     for rows in make_batches([len(ids) for ids, _ in encoded], 64):
         b = collate(encoded, rows, tokenizer.pad_id).to(device)
         out[rows] = pool(encoder.states(b.ids, b.mask, b.types), b.mask, "mean").cpu()

@@ -13,6 +13,8 @@ Not here: templates (text/prompt.py), the tree that scores all label texts in on
 """
 import contextlib
 import os.path
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,17 @@ from ..readout import Readout
 
 ENDS, SCORE_BY = ("auto", "none", "eos"), ("sum", "token", "char", "byte")
 MIN_SHARED_TOKENS = 16   # a shorter common beginning is not worth a forward pass of its own
+
+
+@dataclass
+class Shared:
+    """The common beginning of all rows that a head reads in a `shared_work` block."""
+    head: object
+    tokens: int
+    cache: object = None            # filled by the first batch
+
+
+SHARED = ContextVar("SHARED", default=None)     # of this thread: threads may use one model at once
 
 
 def ids_after(tokenizer, context, more):
@@ -75,7 +88,6 @@ class LabelReadout(Readout):
                              "'none'")
         self.tree = TokenTree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
         self.longest_label = max(map(len, self.tree.paths))
-        self.shared_tokens = self.shared_cache = None
 
     @property
     def reserved_tokens(self):
@@ -161,25 +173,24 @@ class LabelReadout(Readout):
     def share_beginning(self, backbone, ids, mask):
         """Read the rows' common beginning once -> ids and mask of the rest, its cache or None."""
         ids, mask = pad_right(ids, mask)
-        tokens = self.shared_tokens
-        if tokens is None:                           # outside of `shared_work`: compare this batch
-            tokens = num_shared_tokens(ids, mask) if len(ids) > 1 else 0
+        shared = SHARED.get()
+        if shared is None or shared.head is not self:    # outside of `shared_work`: this batch's
+            shared = Shared(self, num_shared_tokens(ids, mask) if len(ids) > 1 else 0)
+        tokens = shared.tokens
         if tokens < MIN_SHARED_TOKENS:
             return ids, mask, None
-        cache = self.shared_cache or prefill(backbone, ids[:1, :tokens])
-        if self.shared_tokens is not None:
-            self.shared_cache = cache
-        return ids[:, tokens:], mask[:, tokens:], cache.expand(len(ids))
+        shared.cache = shared.cache or prefill(backbone, ids[:1, :tokens])
+        return ids[:, tokens:], mask[:, tokens:], shared.cache.expand(len(ids))
 
     @contextlib.contextmanager
     def shared_work(self, model, encoded):
         """with head.shared_work(model, encoded): the rows' common beginning is read just once."""
         sequences = [ids for row in encoded for ids, _ in model.task.sequences(row)]
-        self.shared_tokens = common_length(sequences)
+        before = SHARED.set(Shared(self, common_length(sequences)))
         try:
             yield
         finally:
-            self.shared_tokens = self.shared_cache = None
+            SHARED.reset(before)
 
     def target_ids(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
