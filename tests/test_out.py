@@ -233,10 +233,46 @@ def test_pretrain_killed_before_its_first_state_goes_on(tmp_path, call, monkeypa
     text, out = small.text_file(tmp_path / "text.txt", sentences=60), tmp_path / "new"
     given = (pretrain, "--objective", "mlm", "--text", text, *SIZES, "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "new_student", lambda *_: 1 / 0)
+        patch.setattr(pretraining, "train", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(*given)
     assert (out / "tokenizer.json").exists() and call(*given)[0] == 0
+
+
+@pytest.mark.parametrize("fault", [
+    ("--objective", "distill"), ("--device", "cuda:9"), ("--heads", "5")])
+def test_pretrain_refuses_before_it_replaces(tmp_path, call, fault):
+    text, out = small.text_file(tmp_path / "text.txt", sentences=60), tmp_path / "new"
+    given = (pretrain, "--objective", "mlm", "--text", text, *SIZES, "--out", out)
+    assert call(*given)[0] == 0
+    before = state_of(out)
+    start = ["--start", small.bert_folder(tmp_path / "body")] * (fault[0] == "--device")
+    for more in ([], start):
+        code, said = call(*given, *more, *fault, "--overwrite")
+        assert code == 2 and said.count("\n") == 1 and state_of(out) == before, said
+
+
+def test_pretrain_keeps_the_old_model_until_the_new_one_is_whole(tmp_path, call, monkeypatch):
+    text, out = small.text_file(tmp_path / "text.txt", sentences=60), tmp_path / "new"
+    given = (pretrain, "--objective", "mlm", "--text", text, *SIZES, "--out", out)
+    assert call(*given)[0] == 0
+    before = state_of(out)
+
+    class Asked(pretraining.StopSignal):
+        def __enter__(self):
+            super().__enter__().asked = True
+            return self
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "StopSignal", Asked)
+        assert call(*given, "--lr", "0.1", "--overwrite")[0] == 130
+    assert before.items() <= state_of(out).items()
+    assert (out / ".new" / "state.safetensors").exists()
+    assert "other settings" in call(*given, "--lr", "0.2")[1]
+    assert call(*given, "--lr", "0.1")[0] == 0, "the same command without --overwrite goes on"
+    after = state_of(out)
+    assert after.keys() == before.keys() and not (out / ".new").exists()
+    assert after[out / "model.safetensors"] != before[out / "model.safetensors"]
+    assert call(*given, "--lr", "0.1")[0] == 0 and state_of(out) == after, "it is at its end"
 
 
 def test_compare_and_folds_ask(place, call, tmp_path):

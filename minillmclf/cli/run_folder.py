@@ -154,8 +154,9 @@ def stopped_line(folder, overwrite, again="command"):
 
 
 class RunFolder:
-    """OUT, as the module describes it. folds has a subclass with another record and other files."""
-    RECORD_FILE = "run.json"
+    """OUT, as the module describes it. folds and pretrain have subclasses with another record and
+    other files. NOT_KEPT: files that a finished run needs no more."""
+    RECORD_FILE, NOT_KEPT = "run.json", STATE_FILES
 
     def __init__(self, out):
         self.out = out
@@ -174,7 +175,7 @@ class RunFolder:
             if self.is_finished(self.out / NEW_RUN):
                 self.replace_with(self.out / NEW_RUN)
             self.move_up()
-            left = [self.out / name for name in STATE_FILES if self.is_finished(self.out)]
+            left = [self.out / name for name in self.NOT_KEPT if self.is_finished(self.out)]
             paths = [self.out / name for name in RUN_FILES]
             left += [path.with_name(f".{path.name}.writing") for path in paths]
             left.append(self.out / NEW_MODEL)
