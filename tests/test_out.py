@@ -207,6 +207,17 @@ def test_train_asks_before_it_replaces_an_adapter(place, call, tmp_path, monkeyp
         assert Classifier.load(out).tuning is None
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "state.safetensors",
+                                  "model-00001-of-00002.safetensors"])
+def test_train_asks_before_it_removes_weights(place, call, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    given = (train, "--model", place / "bert", "--data", place / "data.csv", *QUICK, "--out")
+    code, said = call(*given, tmp_path)
+    assert code == 2 and f"holds {name} but no run.json" in said and said.count("\n") == 1, said
+    assert {p.name for p in tmp_path.iterdir()} == {name}
+    assert call(*given, tmp_path, "--overwrite")[0] == 0 and not (tmp_path / name).exists()
+
+
 def test_pretrain_asks(place, call, tmp_path):
     text = small.text_file(tmp_path / "text.txt", sentences=60)
     given = (pretrain, "--objective", "mlm", "--text", text, *SIZES)

@@ -27,7 +27,7 @@ from .outputs import check_out_path, lock_folder
 from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up
-STATE_FILES = ("state.safetensors", "best.safetensors")
+STATE_FILES, SHARDS = ("state.safetensors", "best.safetensors"), "model-*-of-*.safetensors"
 MODEL_FILES = ("run.json", "config.json", "adapter_config.json", "tuned.json")
 RUN_FILES = (*MODEL_FILES, "metrics.jsonl", "predictions.csv", "report.html", *STATE_FILES,
              "tokenizer.json", "tokenizer_config.json", "model.safetensors",
@@ -97,6 +97,12 @@ def training_folder(s, out, data, overwrite=False):
         return out
 
 
+def files_of_run(folder):
+    """The paths of all that a run would replace or remove in a folder, the record first."""
+    paths = [*(folder / name for name in RUN_FILES), *sorted(folder.glob(SHARDS))]
+    return [path for path in paths if path.exists()]
+
+
 def finished_record(s, out, data, overwrite=False):
     """The record of this run if it is finished in OUT, else None.
 
@@ -112,15 +118,14 @@ def finished_record(s, out, data, overwrite=False):
         refuse_other_device(s, place, read_json(place / "run.json"))
         return None
     if not (out / "run.json").exists():
-        found = [name for name in ("config.json", *RUN_FILES)
-                 if (out / name).exists() and name not in STATE_FILES]
+        found = [path.relative_to(out) for path in files_of_run(out)]
         if found:
-            what = "a model" if found[0] == "config.json" else found[0]
+            what = "a model" if Path("config.json") in found else short(found[0])
             raise InputError(f"--out {short(out, 200)}: holds {what} but no run.json: choose "
                              "another --out, or --overwrite")
         return None
     differ, record = compare_with_run(s, out, data)
-    is_alone = not any((out / name).exists() for name in RUN_FILES if name != "run.json")
+    is_alone = files_of_run(out) == [out / "run.json"]
     if is_alone and record.get("finished") is False:   # it was refused, or ended in its first steps
         return None
     if differ:
@@ -206,10 +211,8 @@ class RunFolder:
 
     def remove_files(self, folder):
         """Remove the files of an earlier run, its record first."""
-        shards = folder.glob("model-*-of-*.safetensors")
-        for path in [*(folder / name for name in RUN_FILES), *shards]:
-            if path.exists():
-                path.unlink()
+        for path in files_of_run(folder):
+            path.unlink()
 
     def start(self, place, record, overwrite):
         """Write the record of a run to the folder `place`, and remove an earlier run there unless
