@@ -303,6 +303,35 @@ def test_compare_and_folds_ask(place, call, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"table.md", "oof.csv"}
 
 
+FOREIGN = {"folds": {"fold-1/best.safetensors": "mine", "oof.csv": "mine", "folds.json": "[]",
+                     "fold-2/run.json": '{"data": {"split": "random"}}', "fold-notes.txt": "mine"},
+           "compare": {"cells/mine/cell.json": "{}", "table.csv": "mine", "cost.svg": "mine",
+                       "settings.json": "{}"}}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_folders_of_others_look_like_folds_and_cells(place, call, tmp_path, name):
+    for path, text in FOREIGN[name].items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    before = state_of(tmp_path)
+    own = {"folds": (folds, "--model", place / "bert", "--folds", 2),
+           "compare": (compare, "--models", "majority", "--seeds", 1)}[name]
+    given = (*own, "--data", place / "data.csv", *QUICK, "--out", tmp_path)
+    code, said = call(*given)
+    assert code == 2 and "is not empty, it holds" in said and said.count("\n") == 1, said
+    assert state_of(tmp_path) == before
+    assert call(*given, "--overwrite")[0] == 0 and call(*given)[0] == 0, "the same again"
+
+
+@pytest.mark.parametrize("left", ["fold-1/.run.json.writing/run.json", ".new/fold-1/run.json"])
+def test_folds_killed_before_their_first_record_go_on(place, call, tmp_path, left):
+    (tmp_path / left).parent.mkdir(parents=True)
+    (tmp_path / left).write_text('{"data": {"split": "fold 1 of 2"}}')
+    assert call(folds, "--model", place / "bert", "--folds", 2, "--data", place / "data.csv",
+                *QUICK, "--out", tmp_path)[0] == 0
+
+
 def test_a_comparison_stopped_before_its_first_cell_goes_on(place, call, tmp_path, monkeypatch):
     given = (compare, "--models", "majority", "--seeds", "1", "--data", place / "data.csv", *QUICK,
              "--out", tmp_path / "out")
@@ -347,7 +376,9 @@ def test_the_part_of_answers_is_no_link_and_no_data(place, call, tmp_path):
     record = tmp_path / "a.csv.part.json"
     record.symlink_to(precious)
     part.unlink()
-    assert call(predict, "--model", place / "full", "--out", out, "a rose")[0] == 0
+    asked = (predict, "--model", place / "full", "--out", out, "a rose")
+    assert "a.csv.part.json: has a broken record" in call(*asked)[1] and record.is_symlink()
+    assert call(*asked, "--overwrite")[0] == 0
     assert precious.read_text() == "text\nmine\n" and not record.exists()
 
 
