@@ -218,6 +218,13 @@ def test_train_asks_before_it_removes_weights(place, call, tmp_path, name):
     assert call(*given, tmp_path, "--overwrite")[0] == 0 and not (tmp_path / name).exists()
 
 
+def test_a_link_to_nowhere_beside_a_model_stops_nothing(place, call, tmp_path):
+    model = shutil.copytree(place / "bert", tmp_path / "model")
+    (model / "pytorch_model.bin").symlink_to("../../blobs/abc")
+    assert call(train, "--model", model, "--data", place / "data.csv", *QUICK, "--out",
+                tmp_path / "run")[0] == 0
+
+
 def test_pretrain_asks(place, call, tmp_path):
     text = small.text_file(tmp_path / "text.txt", sentences=60)
     given = (pretrain, "--objective", "mlm", "--text", text, *SIZES)

@@ -50,7 +50,7 @@ def out_folder(s):
 def base_fingerprint(s):
     """The fingerprint of the model that a run starts from. It is cached until a file changes."""
     folder = find_model(s.model).resolve()
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     return cached_fingerprint(folder, tuple(
         (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats))
 
