@@ -22,7 +22,8 @@ POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "bat
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0])
+    words = (__doc__ or "").partition("\n\n")[0]         # python -OO keeps no docstrings
+    p = Parser(prog="python -m minillmclf.pretrain", description=words)
     p.add_argument("--out", required=True,
                    help="folder of the new checkpoint; its state lies there too")
     p.add_argument("--overwrite", action="store_true",
