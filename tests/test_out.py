@@ -3,6 +3,7 @@ no ordinary file. Two runs never write one file, and nothing is left behind.
 """
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -475,3 +476,43 @@ def test_another_swap_starts_anew(tmp_path, capsys, monkeypatch):
     mixed = out.read_text()
     assert predict.main([*command[:4], "--format", "csv", "--swap", "predict"]) == 0
     assert capsys.readouterr().out == mixed
+
+
+# ------------------------------------------------------------------- what is said of files and runs
+
+def test_a_foreign_record_is_told_with_the_way_out(place, call, tmp_path):
+    (tmp_path / "run.json").write_text('{"my": 1}')
+    given = (train, "--model", place / "bert", "--data", place / "data.csv", *QUICK, "--out",
+             tmp_path)
+    code, said = call(*given)
+    assert code == 2 and said.count("\n") == 1 and "run.json: is no record of a run" in said, said
+    assert "another --out, or --overwrite" in said and "known:" not in said, said
+    assert (tmp_path / "run.json").read_text() == '{"my": 1}'
+    assert call(*given, "--overwrite")[0] == 0
+
+
+def test_the_data_of_a_run_that_are_not_here_are_told(place, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    assert train.main(["--model", "bert", "--data", "data.csv", *QUICK, "--out",
+                       str(tmp_path / "run b's")]) == 0
+    monkeypatch.chdir(tmp_path)
+    for command in ([evaluate], [merge, "--out", "merged"]):
+        run_of = "run b's" if command[0] is evaluate else place / "moved"
+        if command[0] is merge:
+            shutil.copytree(place / "lora", run_of)
+            record = json.loads((run_of / "run.json").read_text())
+            record["settings"]["data"] = "data.csv"
+            (run_of / "run.json").write_text(json.dumps(record))
+        code, said = call(*command, "--model", run_of)
+        assert code == 2 and "was trained on 'data.csv', which is not found from here" in said, said
+        assert "with --data" in said and said.count("\n") == 1, said
+
+
+def test_the_command_that_is_printed_runs(place, capsys, tmp_path):
+    out = tmp_path / "run b's"
+    capsys.readouterr()
+    assert train.main(small.flags(model=place / "bert", data=place / "data.csv", out=out)
+                      + QUICK) == 0
+    words = shlex.split(capsys.readouterr().out.partition("try:  ")[2].splitlines()[0])
+    assert words[:5] == ["python", "-m", "minillmclf.predict", "--model", str(out)]
+    assert predict.main(words[3:]) == 0

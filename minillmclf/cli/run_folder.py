@@ -65,8 +65,9 @@ def compare_with_run(s, folder, data):
     and inputs that differ, the record in the folder). InputError if there is no run."""
     path = folder / "run.json"
     record = check_fields(read_json(path), RECORD_FIELDS, path)
-    if "settings" in record:
-        record["settings"] = with_current_names(record["settings"])
+    if "settings" not in record:
+        raise InputError(f"{path}: is no record of a run, it has no settings")
+    record["settings"] = with_current_names(record["settings"])
     earlier = read_settings({}, path).decisive_settings()
     differ = [name for name, value in s.decisive_settings().items() if value != earlier[name]]
     differ += differing_data(record.get("data", {}), data.source)
@@ -124,7 +125,10 @@ def finished_record(s, out, data, overwrite=False):
             raise InputError(f"--out {short(out, 200)}: holds {what} but no run.json: choose "
                              "another --out, or --overwrite")
         return None
-    differ, record = compare_with_run(s, out, data)
+    try:
+        differ, record = compare_with_run(s, out, data)
+    except InputError as error:
+        raise InputError(f"{error}; or choose another --out, or --overwrite") from None
     is_alone = files_of_run(out) == [out / "run.json"]
     if is_alone and record.get("finished") is False:   # it was refused, or ended in its first steps
         return None
