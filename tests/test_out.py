@@ -24,6 +24,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import outputs, training_run
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
+from minillmclf.files import write_text
 from tests.bench import __main__ as bench
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="FIFOs and links are of POSIX")
@@ -516,3 +517,22 @@ def test_the_command_that_is_printed_runs(place, capsys, tmp_path):
     words = shlex.split(capsys.readouterr().out.partition("try:  ")[2].splitlines()[0])
     assert words[:5] == ["python", "-m", "minillmclf.predict", "--model", str(out)]
     assert predict.main(words[3:]) == 0
+
+
+def test_names_that_are_not_utf8_are_told_as_such(place, call, tmp_path):
+    data, model = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9.csv", b"run_\xe9"))
+    try:
+        shutil.copy(place / "data.csv", data)
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    shutil.copytree(place / "full", model)
+    given = (train, "--model", place / "bert", *QUICK, "--out", tmp_path / "run", "--data")
+    code, said = call(*given, data)
+    assert code == 2 and said.count("\n") == 1 and "caf\\udce9.csv'" in said, said
+    assert "--data" in said and "is not UTF-8" in said and "rename" in said, said
+    assert "space" not in said and not (tmp_path / "run").exists()
+    code, said = call(predict, "--model", model, "a rose")
+    assert code == 2 and "not UTF-8" in said and "rename" in said and "download" not in said, said
+    with pytest.raises(InputError, match="not UTF-8: rename the file"):
+        write_text(tmp_path / "scores.json", str(data))
+    assert not list(tmp_path.glob("*scores*"))

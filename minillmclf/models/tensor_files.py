@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError, NoMemory, is_no_memory
-from ..files import (NEW_MODEL, move_files, read_json, remove_path, replacing_file, short,
+from ..files import (NEW_MODEL, is_utf8, move_files, read_json, remove_path, replacing_file, short,
                      write_text)
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -36,6 +36,9 @@ def open_tensors(path):
     NoMemory where there is no room for it."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
+    if not is_utf8(path):
+        raise InputError(f"{short(path, 300)}: its name is not UTF-8, and safetensors opens no "
+                         "such file: rename the file or the folder")
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
