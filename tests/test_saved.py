@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import shutil
 
 import pytest
@@ -525,3 +526,9 @@ def test_what_is_no_model_is_not_replaced(near, tmp_path, name, text):
     model.save(out)
     model.save(out)
     assert Classifier.load(out).tuning is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_classifier_can_be_handed_to_another_process(name, folders):  # noqa: F811
+    model = Classifier.from_backbone(folders[name], LABELS).eval()
+    assert torch.equal(scores(pickle.loads(pickle.dumps(model))), scores(model))
