@@ -114,7 +114,8 @@ def fold_dataset(s, source, folds, fold, labels):
                              [source.groups[i] for i in others], f"{s.seed}:{fold}")
     dev = {others[i] for i in chosen}
     parts = [[source.examples[i] for i in others if i not in dev],
-             [source.examples[i] for i in sorted(dev)], [e for e, f in zip(source.examples, folds) if f == fold]]
+             [source.examples[i] for i in sorted(dev)],
+             [e for e, f in zip(source.examples, folds) if f == fold]]
     missing = sorted(set(labels) - {e.label for e in parts[0]})
     if missing or not parts[1]:
         why = f"none of class {missing[0]!r} in train" if missing else "both are needed"
@@ -124,8 +125,7 @@ def fold_dataset(s, source, folds, fold, labels):
     lines = json.dumps([[e.row for e in part] for part in parts]).encode()
     if s.rows_per_class:
         parts[0] = draw_rows(parts[0], s.rows_per_class, s.seed)
-    sha256 = {source.path.name: source.sha256,
-              FOLD_LINES: hashlib.sha256(lines).hexdigest()}
+    sha256 = {source.path.name: source.sha256, FOLD_LINES: hashlib.sha256(lines).hexdigest()}
     return Dataset(f"{source.path.stem}, fold {fold + 1}", *parts, labels, source.columns, {
         "path": str(s.data), "sha256": sha256, "split": f"fold {fold + 1} of {max(folds) + 1}",
         "seed": s.seed, "dev_from_train": True})
