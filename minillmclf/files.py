@@ -83,6 +83,11 @@ def error_text(error):
     return getattr(error, "strerror", None) or error
 
 
+def is_utf8(text):
+    """Can a text be written? The name of a file may hold bytes that are no UTF-8."""
+    return not re.search("[\ud800-\udfff]", str(text))
+
+
 def is_number(value):
     """Is a value of JSON a number? true and false are none."""
     return type(value) in (int, float)
@@ -127,7 +132,10 @@ def replacing_file(path):
         yield scratch / path.name
         flush_to_disk(scratch / path.name)
         os.replace(scratch / path.name, path)
-    except (OSError, UnicodeEncodeError) as error:
+    except UnicodeEncodeError as error:
+        raise InputError(f"{short(path, 300)}: could not be written: {short(error.object, 200)} is "
+                         "not UTF-8: rename the file or the folder") from None
+    except OSError as error:
         raise InputError(f"{short(path, 300)}: could not be written ({error}); what was saved "
                          "before is untouched: free some space or choose another place") from None
     finally:

@@ -171,6 +171,19 @@ def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):
             "settings.json: is not there")
 
 
+def test_what_is_no_comparison_is_passed_over_unless_it_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    comparison(tmp_path / "runs" / "mine", "my.csv")
+    for number, (name, text) in enumerate((
+            ("settings.json", "[1]"), ("settings.json", "{"), ("table.json", "[]"),
+            ("table.json", '{"rows": [{}]}'), ("table.json", "{}"))):
+        folder = comparison(tmp_path / "runs" / str(number), "my.csv")
+        (folder / name).write_text(text)
+        assert measured.comparison_facts(None, of("my.csv"))["folder"] == "runs/mine", text
+        assert f"passed over: runs/{number}/{name}: " in capsys.readouterr().err
+        refused(lambda: measured.comparison_facts(str(folder), of("my.csv")), name)
+
+
 def test_where_nothing_trained_comes_near_a_baseline_the_rules_advise_and_it_is_said(tmp_path):
     rows = [row("bag-of-words", ""), row("bert, full", score=0.95, dev=0.8, best=True)]
     found = measured.comparison_facts(str(comparison(tmp_path / "c", "a", rows)), of("a"))

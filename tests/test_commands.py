@@ -1176,6 +1176,13 @@ def test_a_first_prediction_loads_no_more_than_it_needs(tmp_path):
         done.stdout + done.stderr)
 
 
+def test_help_without_docstrings():
+    names = [*COMMANDS, "pretrain"]
+    done = subprocess.run([sys.executable, "-OO", "-c", HELP, *map(small.module_of, names)],
+                          env=small.environment(), text=True, capture_output=True)
+    assert done.returncode == 0 and done.stdout.count("exit 0") == len(names), done.stderr
+
+
 def test_help_is_quick_and_complete():
     names = [*COMMANDS, "pretrain"]
     done = subprocess.run([sys.executable, "-c", HELP, *map(small.module_of, names)],

@@ -3,6 +3,7 @@ no ordinary file. Two runs never write one file, and nothing is left behind.
 """
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import outputs, training_run
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
+from minillmclf.files import write_text
 from tests.bench import __main__ as bench
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="FIFOs and links are of POSIX")
@@ -207,6 +209,24 @@ def test_train_asks_before_it_replaces_an_adapter(place, call, tmp_path, monkeyp
         assert Classifier.load(out).tuning is None
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "state.safetensors",
+                                  "model-00001-of-00002.safetensors"])
+def test_train_asks_before_it_removes_weights(place, call, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    given = (train, "--model", place / "bert", "--data", place / "data.csv", *QUICK, "--out")
+    code, said = call(*given, tmp_path)
+    assert code == 2 and f"holds {name} but no run.json" in said and said.count("\n") == 1, said
+    assert {p.name for p in tmp_path.iterdir()} == {name}
+    assert call(*given, tmp_path, "--overwrite")[0] == 0 and not (tmp_path / name).exists()
+
+
+def test_a_link_to_nowhere_beside_a_model_stops_nothing(place, call, tmp_path):
+    model = shutil.copytree(place / "bert", tmp_path / "model")
+    (model / "pytorch_model.bin").symlink_to("../../blobs/abc")
+    assert call(train, "--model", model, "--data", place / "data.csv", *QUICK, "--out",
+                tmp_path / "run")[0] == 0
+
+
 def test_pretrain_asks(place, call, tmp_path):
     text = small.text_file(tmp_path / "text.txt", sentences=60)
     given = (pretrain, "--objective", "mlm", "--text", text, *SIZES)
@@ -233,10 +253,46 @@ def test_pretrain_killed_before_its_first_state_goes_on(tmp_path, call, monkeypa
     text, out = small.text_file(tmp_path / "text.txt", sentences=60), tmp_path / "new"
     given = (pretrain, "--objective", "mlm", "--text", text, *SIZES, "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "new_student", lambda *_: 1 / 0)
+        patch.setattr(pretraining, "train", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(*given)
     assert (out / "tokenizer.json").exists() and call(*given)[0] == 0
+
+
+@pytest.mark.parametrize("fault", [
+    ("--objective", "distill"), ("--device", "cuda:9"), ("--heads", "5")])
+def test_pretrain_refuses_before_it_replaces(tmp_path, call, fault):
+    text, out = small.text_file(tmp_path / "text.txt", sentences=60), tmp_path / "new"
+    given = (pretrain, "--objective", "mlm", "--text", text, *SIZES, "--out", out)
+    assert call(*given)[0] == 0
+    before = state_of(out)
+    start = ["--start", small.bert_folder(tmp_path / "body")] * (fault[0] == "--device")
+    for more in ([], start):
+        code, said = call(*given, *more, *fault, "--overwrite")
+        assert code == 2 and said.count("\n") == 1 and state_of(out) == before, said
+
+
+def test_pretrain_keeps_the_old_model_until_the_new_one_is_whole(tmp_path, call, monkeypatch):
+    text, out = small.text_file(tmp_path / "text.txt", sentences=60), tmp_path / "new"
+    given = (pretrain, "--objective", "mlm", "--text", text, *SIZES, "--out", out)
+    assert call(*given)[0] == 0
+    before = state_of(out)
+
+    class Asked(pretraining.StopSignal):
+        def __enter__(self):
+            super().__enter__().asked = True
+            return self
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "StopSignal", Asked)
+        assert call(*given, "--lr", "0.1", "--overwrite")[0] == 130
+    assert before.items() <= state_of(out).items()
+    assert (out / ".new" / "state.safetensors").exists()
+    assert "other settings" in call(*given, "--lr", "0.2")[1]
+    assert call(*given, "--lr", "0.1")[0] == 0, "the same command without --overwrite goes on"
+    after = state_of(out)
+    assert after.keys() == before.keys() and not (out / ".new").exists()
+    assert after[out / "model.safetensors"] != before[out / "model.safetensors"]
+    assert call(*given, "--lr", "0.1")[0] == 0 and state_of(out) == after, "it is at its end"
 
 
 def test_compare_and_folds_ask(place, call, tmp_path):
@@ -254,6 +310,35 @@ def test_compare_and_folds_ask(place, call, tmp_path):
         assert code == 2 and "reads: choose another" in said, said
     assert (tmp_path / "table.md").read_text() == (tmp_path / "oof.csv").read_text() == "mine"
     assert {p.name for p in tmp_path.iterdir()} == {"table.md", "oof.csv"}
+
+
+FOREIGN = {"folds": {"fold-1/best.safetensors": "mine", "oof.csv": "mine", "folds.json": "[]",
+                     "fold-2/run.json": '{"data": {"split": "random"}}', "fold-notes.txt": "mine"},
+           "compare": {"cells/mine/cell.json": "{}", "table.csv": "mine", "cost.svg": "mine",
+                       "settings.json": "{}"}}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_folders_of_others_look_like_folds_and_cells(place, call, tmp_path, name):
+    for path, text in FOREIGN[name].items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    before = state_of(tmp_path)
+    own = {"folds": (folds, "--model", place / "bert", "--folds", 2),
+           "compare": (compare, "--models", "majority", "--seeds", 1)}[name]
+    given = (*own, "--data", place / "data.csv", *QUICK, "--out", tmp_path)
+    code, said = call(*given)
+    assert code == 2 and "is not empty, it holds" in said and said.count("\n") == 1, said
+    assert state_of(tmp_path) == before
+    assert call(*given, "--overwrite")[0] == 0 and call(*given)[0] == 0, "the same again"
+
+
+@pytest.mark.parametrize("left", ["fold-1/.run.json.writing/run.json", ".new/fold-1/run.json"])
+def test_folds_killed_before_their_first_record_go_on(place, call, tmp_path, left):
+    (tmp_path / left).parent.mkdir(parents=True)
+    (tmp_path / left).write_text('{"data": {"split": "fold 1 of 2"}}')
+    assert call(folds, "--model", place / "bert", "--folds", 2, "--data", place / "data.csv",
+                *QUICK, "--out", tmp_path)[0] == 0
 
 
 def test_a_comparison_stopped_before_its_first_cell_goes_on(place, call, tmp_path, monkeypatch):
@@ -300,7 +385,9 @@ def test_the_part_of_answers_is_no_link_and_no_data(place, call, tmp_path):
     record = tmp_path / "a.csv.part.json"
     record.symlink_to(precious)
     part.unlink()
-    assert call(predict, "--model", place / "full", "--out", out, "a rose")[0] == 0
+    asked = (predict, "--model", place / "full", "--out", out, "a rose")
+    assert "a.csv.part.json: has a broken record" in call(*asked)[1] and record.is_symlink()
+    assert call(*asked, "--overwrite")[0] == 0
     assert precious.read_text() == "text\nmine\n" and not record.exists()
 
 
@@ -390,3 +477,62 @@ def test_another_swap_starts_anew(tmp_path, capsys, monkeypatch):
     mixed = out.read_text()
     assert predict.main([*command[:4], "--format", "csv", "--swap", "predict"]) == 0
     assert capsys.readouterr().out == mixed
+
+
+# ------------------------------------------------------------------- what is said of files and runs
+
+def test_a_foreign_record_is_told_with_the_way_out(place, call, tmp_path):
+    (tmp_path / "run.json").write_text('{"my": 1}')
+    given = (train, "--model", place / "bert", "--data", place / "data.csv", *QUICK, "--out",
+             tmp_path)
+    code, said = call(*given)
+    assert code == 2 and said.count("\n") == 1 and "run.json: is no record of a run" in said, said
+    assert "another --out, or --overwrite" in said and "known:" not in said, said
+    assert (tmp_path / "run.json").read_text() == '{"my": 1}'
+    assert call(*given, "--overwrite")[0] == 0
+
+
+def test_the_data_of_a_run_that_are_not_here_are_told(place, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    assert train.main(["--model", "bert", "--data", "data.csv", *QUICK, "--out",
+                       str(tmp_path / "run b's")]) == 0
+    monkeypatch.chdir(tmp_path)
+    for command in ([evaluate], [merge, "--out", "merged"]):
+        run_of = "run b's" if command[0] is evaluate else place / "moved"
+        if command[0] is merge:
+            shutil.copytree(place / "lora", run_of)
+            record = json.loads((run_of / "run.json").read_text())
+            record["settings"]["data"] = "data.csv"
+            (run_of / "run.json").write_text(json.dumps(record))
+        code, said = call(*command, "--model", run_of)
+        assert code == 2 and "was trained on 'data.csv', which is not found from here" in said, said
+        assert "with --data" in said and said.count("\n") == 1, said
+
+
+def test_the_command_that_is_printed_runs(place, capsys, tmp_path):
+    out = tmp_path / "run b's"
+    capsys.readouterr()
+    assert train.main(small.flags(model=place / "bert", data=place / "data.csv", out=out)
+                      + QUICK) == 0
+    words = shlex.split(capsys.readouterr().out.partition("try:  ")[2].splitlines()[0])
+    assert words[:5] == ["python", "-m", "minillmclf.predict", "--model", str(out)]
+    assert predict.main(words[3:]) == 0
+
+
+def test_names_that_are_not_utf8_are_told_as_such(place, call, tmp_path):
+    data, model = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9.csv", b"run_\xe9"))
+    try:
+        shutil.copy(place / "data.csv", data)
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    shutil.copytree(place / "full", model)
+    given = (train, "--model", place / "bert", *QUICK, "--out", tmp_path / "run", "--data")
+    code, said = call(*given, data)
+    assert code == 2 and said.count("\n") == 1 and "caf\\udce9.csv'" in said, said
+    assert "--data" in said and "is not UTF-8" in said and "rename" in said, said
+    assert "space" not in said and not (tmp_path / "run").exists()
+    code, said = call(predict, "--model", model, "a rose")
+    assert code == 2 and "not UTF-8" in said and "rename" in said and "download" not in said, said
+    with pytest.raises(InputError, match="not UTF-8: rename the file"):
+        write_text(tmp_path / "scores.json", str(data))
+    assert not list(tmp_path.glob("*scores*"))

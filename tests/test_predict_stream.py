@@ -359,10 +359,39 @@ def test_a_part_that_is_no_use(ask, data, expected, windows, tmp_path, change, w
     out, whole = tmp_path / "answers.csv", expected("answers.csv")
     stopped(ask, windows, data, out)
     change(tmp_path / "answers.csv.part", tmp_path / "answers.csv.part.json")
-    code, _, said = ask("--data", data, "--out", out)
+    asked = ["--overwrite"] * ("record" in words and "says" not in words)
+    if asked:                                              # what lies there may be another's
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        code, _, said = ask("--data", data, "--out", out)
+        assert code == 2 and "answers.csv.part.json: has " in said and words in said, said
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    code, _, said = ask("--data", data, "--out", out, *asked)
     assert code == 0 and words in said and "starting anew" in said and said.count("\n") == 2, said
     assert (sum(windows.seen, []) == TEXTS and out.read_bytes() == whole
             and names(tmp_path) == {"data.csv", "answers.csv"})
+
+
+@pytest.mark.parametrize("name", ["answers.csv.part", "answers.csv.part.json"])
+@pytest.mark.parametrize("rows", ["a rose", "bad rows"])
+def test_a_part_of_others_stays(ask, data, tmp_path, name, rows):
+    given = ["a rose"] if rows == "a rose" else ["--data", data]
+    if rows == "bad rows":
+        data.write_text("text\n\"no end\n")
+    (tmp_path / name).write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, said = ask(*given, "--out", tmp_path / "answers.csv")
+    assert code == 2 and f"{name}: " in said and "--overwrite" in said and said.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_killed_in_its_first_window_it_begins_anew(ask, data, expected, tmp_path):
+    out, whole = tmp_path / "answers.csv", expected("answers.csv")
+    for made in ({}, {"model": "another"}):
+        (tmp_path / "answers.csv.part").write_text("half a row")
+        (tmp_path / "answers.csv.part.json").write_text(json.dumps(
+            {"rows": 0, "bytes": 0, "cut": 0, "sha256": None, "made": made}))
+        assert ask("--data", data, "--out", out, "--overwrite")[0] == 0
+        assert out.read_bytes() == whole and names(tmp_path) == {"data.csv", "answers.csv"}
 
 
 def test_changed_rows(ask, data, windows, tmp_path):
@@ -458,7 +487,10 @@ def test_whatever_a_power_cut_leaves(ask, expected, data, tmp_path, monkeypatch)
         assert ask("--data", data, "--out", work / "answers.csv")[0] == 0
     went_on = set()
     for state in sorted(states.iterdir()):
-        code, _, said = ask("--data", data, "--out", state / "answers.csv")
+        done = (state / "answers.csv").exists()        # only its record has not been removed
+        assert not done or (state / "answers.csv").read_bytes() == whole
+        more = ["--overwrite"] * done
+        code, _, said = ask("--data", data, "--out", state / "answers.csv", *more)
         assert code == 0 and names(state) == {"answers.csv"}, (state.name, said)
         assert (state / "answers.csv").read_bytes() == whole, (
             f"from state {state.name} the answers are others")
@@ -478,7 +510,7 @@ def test_a_full_disk_keeps_what_is_done(ask, data, expected, tmp_path, monkeypat
     out, whole, calls = tmp_path / "answers.csv", expected("answers.csv"), itertools.count(1)
 
     def no_room(number, real=os.fsync):
-        if next(calls) == 5:  # two a window: the third window's answers
+        if next(calls) == 6:  # a first record, two a window: the third window's answers
             raise OSError(28, "No space left on device")
         real(number)
     with monkeypatch.context() as patch:

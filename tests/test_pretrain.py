@@ -22,7 +22,7 @@ from minillmclf.models import load_backbone
 from minillmclf.models.tensor_files import open_tensors
 from minillmclf.models.weights import Checkpoint
 from minillmclf.text.batch import collate
-from minillmclf.pretrain.corpus import read_sentences
+from minillmclf.pretrain.corpus import read_documents, read_sentences
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer
 from minillmclf.pretrain.vocabulary import (SPECIALS, alphabet_of, count_words, learn_wordpiece,
                                             spell)
@@ -304,6 +304,21 @@ def test_sentences_are_read_with_their_weights(tmp_path):
         read_sentences([str(tmp_path / "short.txt")])
     with pytest.raises(InputError, match="cannot be read as UTF-8"):
         read_sentences([str(tmp_path / "none.txt")])
+
+
+def test_text_files_of_windows(tmp_path):
+    (tmp_path / "T.TXT").write_bytes(b"\xef\xbb\xbfOne two three four.\r\n")
+    assert read_sentences([str(tmp_path / "T.TXT")])[0] == ["One two three four."]
+    assert read_documents([str(tmp_path / "T.TXT")])[0] == ["One two three four."]
+
+
+@pytest.mark.parametrize("rows", ['"one two three four', '"a\nb,x\nc,y\nd,z\n"e,x'])
+def test_a_broken_table_is_told_no_flag_of_other_commands(tmp_path, rows):
+    (tmp_path / "broken.csv").write_text(f"text,label\n{rows}\n")
+    with pytest.raises(InputError) as error:
+        read_sentences([str(tmp_path / "broken.csv")])
+    assert "quote" in str(error.value) and "--quoting" not in str(error.value), error.value
+    assert str(error.value).endswith('twice ("")'), error.value
 
 
 def test_a_broken_table_is_one_line(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import shutil
 
 import pytest
@@ -505,3 +506,29 @@ def test_shards_of_an_older_model_are_gone(base, tmp_path):
     other.save(tmp_path)
     assert torch.equal(scores(Classifier.load(tmp_path)), scores(other))
     assert sorted(path.name for path in tmp_path.glob("model*")) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("config.json", '{"my": "app"}'), ("config.json", "[1]"), ("config.json", "mine"),
+    ("tuned.json", "{}"), ("adapter_config.json", "{}")])
+def test_what_is_no_model_is_not_replaced(near, tmp_path, name, text):
+    out = tmp_path / "mine"
+    out.mkdir()
+    for other in ("model-1-of-2.safetensors", "tokenizer.json"):
+        (out / other).write_text("mine")
+    (out / name).write_text(text)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    model = merge_tuned(Classifier.load(near[0] / "run"))
+    with pytest.raises(InputError, match=f"holds a {name} that is not a model's.*another folder"):
+        model.save(out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    (out / name).unlink()
+    model.save(out)
+    model.save(out)
+    assert Classifier.load(out).tuning is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_classifier_can_be_handed_to_another_process(name, folders):  # noqa: F811
+    model = Classifier.from_backbone(folders[name], LABELS).eval()
+    assert torch.equal(scores(pickle.loads(pickle.dumps(model))), scores(model))

@@ -1,4 +1,5 @@
 """What python -m minillmclf.compare has measured on the same data, read from its folder."""
+import sys
 from pathlib import Path
 
 from ..compare.source import other_source, read_comparison
@@ -19,28 +20,33 @@ ROW_FIELDS = {                      # of a row in table.json, as files.check_fie
     "best": (lambda v: type(v) is bool, "true or false")}
 
 
-def find_comparison(data):
-    """The newest comparison of a Dataset in runs/ that has trained something, or None."""
-    tables = [table for table in Path("runs").glob("*/table.json")
-              if (table.parent / "settings.json").exists() and not other_source(table.parent, data)
-              and read_json(table).get("rows") != []]
-    return max(tables, key=lambda table: table.stat().st_mtime).parent if tables else None
-
-
 def comparison_facts(asked, data):
-    """What a comparison says at its largest training size -> dict, or None if there is none.
+    """What a comparison says at its largest training size -> the dict of `facts_of`, or None if
+    there is none.
 
-    asked: its folder, or None to look into runs/; data: the Dataset that it must be of. "best": the
-    row with the best dev score; "cheapest": of the trained rows near the best (advice.is_near), the
-    one with the shortest training; "fastest": the trained row with the least time a text. Test
-    scores choose nothing.
+    asked: its folder, or None for the newest in runs/ that has trained something; data: the Dataset
+    that it must be of.
     """
     if asked and (other := other_source(asked, data)):
         raise InputError(f"--comparison {asked}: is of {other}: name the same with --data, "
                          "--text-column and --label-column, or leave it out")
-    folder = Path(asked) if asked else find_comparison(data)
-    if folder is None:
-        return None
+    if asked:
+        return facts_of(Path(asked))
+    tables = [table for table in Path("runs").glob("*/table.json")
+              if (table.parent / "settings.json").exists()]
+    for table in sorted(tables, key=lambda table: table.stat().st_mtime, reverse=True):
+        try:
+            if not other_source(table.parent, data) and read_json(table).get("rows") != []:
+                return facts_of(table.parent)
+        except InputError as error:                      # nobody has named it
+            print(f"note: passed over: {error}", file=sys.stderr)
+    return None
+
+
+def facts_of(folder):
+    """The facts of a comparison in a folder -> dict. "best": the row with the best dev score;
+    "cheapest": of the trained rows near the best (advice.is_near), the one with the shortest
+    training; "fastest": the trained row with the least time a text. Test scores choose nothing."""
     settings, path = read_comparison(folder), folder / "table.json"
     rows = read_json(path).get("rows")
     if not isinstance(rows, list) or not rows:

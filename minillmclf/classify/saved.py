@@ -5,6 +5,7 @@ texts a folder for AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMa
 that transformers does not have are in config.json under "minillmclf". After a tuning method that
 leaves the base unchanged, only what was trained is saved (tuning/saved.py).
 """
+import shlex
 from functools import partial
 
 import torch
@@ -105,7 +106,8 @@ def load(cls, path, base=None, device=None):
     last = [file for file, path in model.head.NAMES.items() if path.endswith(".out")]
     if last and last[0] + ".weight" not in checkpoint:
         raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
-                         f"fine-tune it first with python -m minillmclf.train --model {path}")
+                         f"fine-tune it first with python -m minillmclf.train --model "
+                         f"{shlex.quote(str(path))}")
     if options["keep"] == "head" and not model.head.label_options:
         model.head.keep = model.tokenizer.kept_end      # "tail" if transformers cuts on the left
     half = stored_half(model, checkpoint) if settings.get("dtype") == "bf16" else ()

@@ -6,8 +6,8 @@ import itertools
 from dataclasses import replace
 
 from ..errors import InputError
-from ..files import check_fields, find_model, read_json
-from ..text.data import load_data, read_tables
+from ..files import check_fields, find_model, read_json, short
+from ..text.data import find_data, load_data, read_tables
 from ..text.examples import read_examples, refuse_blank
 from ..text.splits import row_splits, split_column
 from ..text.table_files import MEMORY, read_table
@@ -60,6 +60,8 @@ def choose_rows(a, folder, model):
     if is_fold and own:
         return held_out_rows(a, folder, record)
     name = read_settings({}, folder / "run.json").data if own else a.data
+    if own:
+        refuse_lost_data(name, folder)
     tables = read_tables(name, options.get("quoting", "auto"))
     learned, table = is_learned(record, tables), tables.get(None)
     if own and not learned:                                    # train rows may be test rows now
@@ -79,6 +81,15 @@ def choose_rows(a, folder, model):
     if not rows:
         raise InputError(f"{name}: has no {split} rows: choose another --split")
     return rows, f"{name}, {split}"
+
+
+def refuse_lost_data(name, folder):
+    """InputError if the data that a run.json names are not there."""
+    try:
+        find_data(name)
+    except InputError:
+        raise InputError(f"{short(folder, 200)}: was trained on {short(name, 200)}, which is not "
+                         "found from here: say where these data lie now with --data") from None
 
 
 def rows_of_run(a, model, s, tables, options):

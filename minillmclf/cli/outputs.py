@@ -1,10 +1,11 @@
 """What a command may write to: --out is checked before anything is computed, and locked."""
 import os
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import CHECKPOINTS, error_text, short
+from ..files import CHECKPOINTS, error_text, read_json, short
 
 try:
     import fcntl
@@ -97,6 +98,25 @@ def check_out_folder(out, own=False, overwrite=False, inputs=()):
                              "new folder, or --overwrite")
     check_writable(path, path)
     return path
+
+
+def holds_record(paths, is_ours):
+    """Is one of these files a record of ours? is_ours(its JSON object)."""
+    for path in paths:
+        try:
+            if is_ours(read_json(path)):
+                return True
+        except (InputError, AttributeError, KeyError, TypeError):
+            continue
+    return False
+
+
+def holds_only(folder, names):
+    """Does a folder hold no files but those in the files or folders `names` (patterns), or what a
+    killed process has left of one that it was writing?"""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return all(any(part.endswith(".writing") for part in path.parts)
+               or any(fnmatch(path.parts[0], name) for name in names) for path in paths)
 
 
 def lock_handle(handle, name):

@@ -27,7 +27,7 @@ from .outputs import check_out_path, lock_folder
 from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up
-STATE_FILES = ("state.safetensors", "best.safetensors")
+STATE_FILES, SHARDS = ("state.safetensors", "best.safetensors"), "model-*-of-*.safetensors"
 MODEL_FILES = ("run.json", "config.json", "adapter_config.json", "tuned.json")
 RUN_FILES = (*MODEL_FILES, "metrics.jsonl", "predictions.csv", "report.html", *STATE_FILES,
              "tokenizer.json", "tokenizer_config.json", "model.safetensors",
@@ -50,7 +50,7 @@ def out_folder(s):
 def base_fingerprint(s):
     """The fingerprint of the model that a run starts from. It is cached until a file changes."""
     folder = find_model(s.model).resolve()
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     return cached_fingerprint(folder, tuple(
         (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats))
 
@@ -65,8 +65,9 @@ def compare_with_run(s, folder, data):
     and inputs that differ, the record in the folder). InputError if there is no run."""
     path = folder / "run.json"
     record = check_fields(read_json(path), RECORD_FIELDS, path)
-    if "settings" in record:
-        record["settings"] = with_current_names(record["settings"])
+    if "settings" not in record:
+        raise InputError(f"{path}: is no record of a run, it has no settings")
+    record["settings"] = with_current_names(record["settings"])
     earlier = read_settings({}, path).decisive_settings()
     differ = [name for name, value in s.decisive_settings().items() if value != earlier[name]]
     differ += differing_data(record.get("data", {}), data.source)
@@ -97,6 +98,12 @@ def training_folder(s, out, data, overwrite=False):
         return out
 
 
+def files_of_run(folder):
+    """The paths of all that a run would replace or remove in a folder, the record first."""
+    paths = [*(folder / name for name in RUN_FILES), *sorted(folder.glob(SHARDS))]
+    return [path for path in paths if path.exists()]
+
+
 def finished_record(s, out, data, overwrite=False):
     """The record of this run if it is finished in OUT, else None.
 
@@ -112,15 +119,17 @@ def finished_record(s, out, data, overwrite=False):
         refuse_other_device(s, place, read_json(place / "run.json"))
         return None
     if not (out / "run.json").exists():
-        found = [name for name in ("config.json", *RUN_FILES)
-                 if (out / name).exists() and name not in STATE_FILES]
+        found = [path.relative_to(out) for path in files_of_run(out)]
         if found:
-            what = "a model" if found[0] == "config.json" else found[0]
+            what = "a model" if Path("config.json") in found else short(found[0])
             raise InputError(f"--out {short(out, 200)}: holds {what} but no run.json: choose "
                              "another --out, or --overwrite")
         return None
-    differ, record = compare_with_run(s, out, data)
-    is_alone = not any((out / name).exists() for name in RUN_FILES if name != "run.json")
+    try:
+        differ, record = compare_with_run(s, out, data)
+    except InputError as error:
+        raise InputError(f"{error}; or choose another --out, or --overwrite") from None
+    is_alone = files_of_run(out) == [out / "run.json"]
     if is_alone and record.get("finished") is False:   # it was refused, or ended in its first steps
         return None
     if differ:
@@ -154,8 +163,9 @@ def stopped_line(folder, overwrite, again="command"):
 
 
 class RunFolder:
-    """OUT, as the module describes it. folds has a subclass with another record and other files."""
-    RECORD_FILE = "run.json"
+    """OUT, as the module describes it. folds and pretrain have subclasses with another record and
+    other files. NOT_KEPT: files that a finished run needs no more."""
+    RECORD_FILE, NOT_KEPT = "run.json", STATE_FILES
 
     def __init__(self, out):
         self.out = out
@@ -174,7 +184,7 @@ class RunFolder:
             if self.is_finished(self.out / NEW_RUN):
                 self.replace_with(self.out / NEW_RUN)
             self.move_up()
-            left = [self.out / name for name in STATE_FILES if self.is_finished(self.out)]
+            left = [self.out / name for name in self.NOT_KEPT if self.is_finished(self.out)]
             paths = [self.out / name for name in RUN_FILES]
             left += [path.with_name(f".{path.name}.writing") for path in paths]
             left.append(self.out / NEW_MODEL)
@@ -205,10 +215,8 @@ class RunFolder:
 
     def remove_files(self, folder):
         """Remove the files of an earlier run, its record first."""
-        shards = folder.glob("model-*-of-*.safetensors")
-        for path in [*(folder / name for name in RUN_FILES), *shards]:
-            if path.exists():
-                path.unlink()
+        for path in files_of_run(folder):
+            path.unlink()
 
     def start(self, place, record, overwrite):
         """Write the record of a run to the folder `place`, and remove an earlier run there unless

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from ..classify.label_text.wordings import read_template
 from ..classify.sentence_vectors import sentence_settings
 from ..errors import InputError, did_you_mean
-from ..files import find_model, read_json, short
+from ..files import find_model, is_utf8, read_json, short
 from ..training.rates import default_lr
 from .checks import check, flag, is_default, unread_settings
 from .four_bits import with_kind_of_file
@@ -275,6 +275,9 @@ def check_types(values, where):
             continue
         if type(value) is not known[name]:
             raise InputError(f"{where}: {name} should be {known[name].__name__}, is {short(value)}")
+        if not is_utf8(value):
+            raise InputError(f"{where}: {flag(name)} {short(value, 200)}: is not UTF-8, and could "
+                             "not be written into run.json: rename the file or the folder")
         checked[name] = value
     return checked
 

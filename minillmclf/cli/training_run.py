@@ -5,6 +5,7 @@ train_unless_finished first looks for a finished run.
 """
 import json
 import random
+import shlex
 import time
 from dataclasses import asdict
 from itertools import chain, islice
@@ -149,8 +150,8 @@ def show_record(record, data, folder, say=print):
         f"{timing['train_seconds']} s, {timing['seconds_per_step'] * 1000:.0f} ms a step, {speed}"
         f"peak memory {timing['peak_memory_mb']} MB")
     if folder:
-        say(f"saved in {folder}; try:  python -m minillmclf.predict --model {folder} "
-            f"{task.PREDICT_EXAMPLE}")
+        say(f"saved in {folder}; try:  python -m minillmclf.predict --model "
+            f"{shlex.quote(str(folder))} {task.PREDICT_EXAMPLE}")
     for line in [*own_head_note(record["settings"]), *baseline_warning(record)]:
         say(line)
 

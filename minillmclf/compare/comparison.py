@@ -10,7 +10,7 @@ import torch
 from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.device import check_device, device_kind, device_of
-from ..cli.outputs import check_out_folder, lock_folder
+from ..cli.outputs import check_out_folder, holds_only, holds_record, lock_folder
 from ..cli.rows import load_dataset, too_few_note
 from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
@@ -42,7 +42,7 @@ def compare(a, overwrite):
     out = Path(a.out)
     models = [find_model(c.settings.model) for c in configurations if not c.is_baseline]
     reads = [("--data", flags.get("data")), *(("--models", folder) for folder in models)]
-    check_out_folder(out, (out / "cells").exists(), overwrite, reads)
+    check_out_folder(out, is_own(out), overwrite, reads)
     shared = read_settings({key: flags[key] for key in (*SHARED_SETTINGS, "text_column")
                             if key in flags})
     data = load_dataset(replace(shared, readout="labels"))
@@ -50,7 +50,7 @@ def compare(a, overwrite):
     with lock_folder(out):
         if not overwrite:
             refuse_other_comparison(out, data)
-        (out / "cells").mkdir(parents=True, exist_ok=True)     # which check_folder looks for
+        (out / "cells").mkdir(parents=True, exist_ok=True)     # which is_own looks for
         path, sha256 = write_split(shared, data, out)
         configurations = [replace(c, settings=replace(c.settings, data=path))
                           for c in configurations]
@@ -68,6 +68,14 @@ def compare(a, overwrite):
     if not any(run.is_finished for run in runs):
         raise InputError(f"nothing could be trained: {runs[0].record['reason']}")
     return 0
+
+
+def is_own(out):
+    """Does OUT hold a comparison, or what a killed one has left before its first record?"""
+    return (holds_record(out.glob("cells/*/cell.json"), lambda record: "made_from" in record)
+            or holds_record([out / "settings.json"],
+                            lambda settings: {"models", "seeds"} <= set(settings))
+            or (out / "cells").is_dir() and holds_only(out, ["split.jsonl"]))
 
 
 def notes_on_sizes(sizes, data):

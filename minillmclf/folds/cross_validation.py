@@ -16,9 +16,9 @@ from ..cli import training_run
 from ..cli.build import classifier_options
 from ..cli.checks import refuse_multi_label
 from ..cli.device import check_device
-from ..cli.outputs import check_out_folder, check_out_file
+from ..cli.outputs import check_out_file, check_out_folder, holds_only, holds_record
 from ..cli.rows import draw_rows, encode_examples
-from ..cli.run_folder import FOLD_LINES, RunFolder, compare_with_run
+from ..cli.run_folder import FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run
 from ..cli.settings import read_settings
 from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
@@ -60,7 +60,7 @@ def cross_validate(a):
     out = Path(s.out or f"runs/{name}")
     reads = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
              ("--model", find_model(s.model))]
-    check_out_folder(out, any(out.glob("fold-*")), a.overwrite, reads)
+    check_out_folder(out, is_own(out), a.overwrite, reads)
     for name in RESULTS:
         check_out_file(out / name, True, reads)
     plan = make_plan(a, s, out)
@@ -84,6 +84,15 @@ def cross_validate(a):
     return 0
 
 
+def is_own(out):
+    """Does OUT hold a cross-validation, or what a killed one has left before its first record?"""
+    def of(name):
+        return [path for place in ("", NEW_RUN, MOVING_FOLDER) for path in (out / place).glob(name)]
+    return (holds_record(of("folds.json"), lambda record: {"settings", "k"} <= set(record))
+            or holds_record(of("fold-*/run.json"), lambda r: r["data"]["split"].startswith("fold "))
+            or holds_only(out, ()))
+
+
 def make_plan(a, s, out):
     """Read all files and divide the rows into folds, so that mistakes show before training."""
     source = read_source(find_data(s.data), s, a.group)
@@ -99,7 +108,7 @@ def make_plan(a, s, out):
 
 
 def fold_dataset(s, source, folds, fold, labels):
-    """The data of one fold: its rows are test; dev rows are taken from the others, by groups."""
+    """The data of one fold: its rows are test; dev rows come from the others, by groups."""
     others = [i for i, f in enumerate(folds) if f != fold]
     chosen = choose_dev_rows([source.examples[i].label for i in others],
                              [source.groups[i] for i in others], f"{s.seed}:{fold}")
@@ -116,8 +125,7 @@ def fold_dataset(s, source, folds, fold, labels):
     lines = json.dumps([[e.row for e in part] for part in parts]).encode()
     if s.rows_per_class:
         parts[0] = draw_rows(parts[0], s.rows_per_class, s.seed)
-    sha256 = {source.path.name: source.sha256,
-              FOLD_LINES: hashlib.sha256(lines).hexdigest()}
+    sha256 = {source.path.name: source.sha256, FOLD_LINES: hashlib.sha256(lines).hexdigest()}
     return Dataset(f"{source.path.stem}, fold {fold + 1}", *parts, labels, source.columns, {
         "path": str(s.data), "sha256": sha256, "split": f"fold {fold + 1} of {max(folds) + 1}",
         "seed": s.seed, "dev_from_train": True})
@@ -126,7 +134,7 @@ def fold_dataset(s, source, folds, fold, labels):
 def folds_training_folder(runs, out, overwrite):
     """Where to train the folds: in OUT/.new if they are to replace folds in OUT, else in OUT."""
     if overwrite:
-        is_taken = (out / "folds.json").exists() or any(out.glob("fold-*/run.json"))
+        is_taken = any((out / name).exists() for name in RESULTS) or any(out.glob("fold-*"))
         parallel.barrier()
         if parallel.is_main_process():
             remove_path(out / NEW_RUN)
@@ -152,7 +160,7 @@ class FoldsFolder(RunFolder):
         results = [folder / name for name in RESULTS]
         for path in [*results, *folder.glob("fold-*/scores-*.safetensors")]:
             remove_path(path)
-        for fold in folder.glob("fold-*"):
+        for fold in filter(Path.is_dir, folder.glob("fold-*")):
             super().remove_files(fold)
             if not any(fold.iterdir()):
                 fold.rmdir()
@@ -173,8 +181,8 @@ def train_and_predict(plan, place, overwrite):
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
-        print(f"\n[fold {fold + 1} of {len(folders)}] {len(data.train)} train, {len(data.dev)} "
-              f"dev, {len(data.test)} held-out rows", flush=True)
+        rows = f"{len(data.train)} train, {len(data.dev)} dev, {len(data.test)} held-out rows"
+        print(f"\n[fold {fold + 1} of {len(folders)}] {rows}", flush=True)
         train_fold(s, data, folder, overwrite, print if fold == 0 else lambda line: None)
         logits[folds == fold] = fold_logits(s, folder, "held-out", data.test)
         if plan.test:

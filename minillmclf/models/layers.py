@@ -13,6 +13,7 @@ Attention: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Heads 
 values: Ainslie et al. 2023 (GQA). RMSNorm: Zhang and Sennrich 2019.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ from .half_attention import dot_product_attention
 
 ACTIVATIONS = {                                    # by their names in config.json
     "gelu": F.gelu,                                # exact, with erf
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "silu": F.silu,
 }

@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError, NoMemory, is_no_memory
-from ..files import (NEW_MODEL, move_files, read_json, remove_path, replacing_file, short,
+from ..files import (NEW_MODEL, is_utf8, move_files, read_json, remove_path, replacing_file, short,
                      write_text)
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")      # patterns of files' names
+MODEL_KEYS = ("model_type", "architectures", "peft_type", "recipe")  # a model's JSON files have one
 SHARD_BYTES = 5 * 10**9
 # pattern of a tensor's name that is not in NAMES -> what is wrong, and what to do
 REMEDIES = (
@@ -35,6 +36,9 @@ def open_tensors(path):
     NoMemory where there is no room for it."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
+    if not is_utf8(path):
+        raise InputError(f"{short(path, 300)}: its name is not UTF-8, and safetensors opens no "
+                         "such file: rename the file or the folder")
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
@@ -155,6 +159,19 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
         path.unlink(missing_ok=True)
 
 
+def refuse_other_files(folder, names):
+    """InputError if a file that a model is known by is there, and is that of something else."""
+    for path in (folder / name for name in names):
+        try:
+            other = path.exists() and not set(MODEL_KEYS) & set(read_json(path))
+        except InputError:
+            other = True
+        if other:
+            raise InputError(f"{folder}: holds a {path.name} that is not a model's, and a "
+                             "model that is saved there would replace it: choose another folder, "
+                             "or remove the file")
+
+
 @contextmanager
 def replacing_model(folder, names, weights=WEIGHTS):
     """with replacing_model(folder, names) as place: ...   A model that is saved in the folder
@@ -162,12 +179,13 @@ def replacing_model(folder, names, weights=WEIGHTS):
 
     names: the files that a model is known by; without them nothing is loaded from `folder` while
     files are moved there. weights: patterns of further files of the old model. `place` is `folder`
-    itself if there is no old model.
+    itself if there is no old model. InputError for a file of these names that is not a model's.
     """
     folder, place = Path(folder), Path(folder) / NEW_MODEL
     if not any((folder / name).exists() for name in (*names, NEW_MODEL)):
         yield folder
         return
+    refuse_other_files(folder, names)
     remove_path(place)                                         # of a killed process
     try:
         yield place

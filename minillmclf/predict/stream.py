@@ -21,6 +21,7 @@ WINDOW = 4096                   # rows: many batches, so that in most the texts 
 LINE_SECONDS = 10               # between two lines of progress
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
+NOT_OURS = ("has a broken record", "has another kind of record")
 OPEN_FILES_STAY = os.name == "nt"                # Windows cannot rename or remove an open file
 
 
@@ -66,9 +67,10 @@ class PartFile:
     At the end OUT.part is renamed to OUT. made_from: {name: value} of what the answers depend on
     besides the rows; the record holds it, and a hash of the rows. After each full window first the
     answers are flushed to the disk, then the record, so that it never counts answers that are not
-    there. A continued run cuts off answers that the record does not count. made_from=None: there is
-    no record, and a run that fails leaves nothing. overwrite: answers of another run may be
-    dropped.
+    there. A continued run cuts off answers that the record does not count. The first record, of no
+    rows, is written before the first answer: a part without a record is not ours, and stays.
+    made_from=None: no other record is written, and a run that fails leaves nothing. overwrite:
+    answers of another run may be dropped, and files that are not ours.
     """
 
     def __init__(self, out, made_from=None, overwrite=False):
@@ -85,10 +87,18 @@ class PartFile:
             self.file = os.fdopen(open_locked(self.part), "r+b")
         except OSError as error:
             raise self.write_error(error) from None
+        if self.holds() and not self.record.exists() and not self.overwrite:
+            self.file.close()
+            raise InputError(f"{self.part}: is there already, without a record of this command: "
+                             "remove it, choose another --out, or --overwrite")
         self.handlers = {number: signal.signal(number, signal.default_int_handler)   # as Ctrl-C
                          for number in STOP_SIGNALS
                          if signal.getsignal(number) != signal.SIG_IGN}              # nohup
         return self
+
+    def holds(self):
+        """The bytes in the part file."""
+        return self.part.stat().st_size if self.part.exists() else 0
 
     def __exit__(self, kind, error, trace):
         done = False
@@ -101,7 +111,9 @@ class PartFile:
                 signal.signal(number, handler)
             if OPEN_FILES_STAY:
                 self.file.close()
-            if not done and not self.record.exists():
+            if not done and self.is_cut and not self.rows_on_record:
+                self.record.unlink(missing_ok=True)
+            if not done and not (self.record.exists() and self.holds()):
                 self.part.unlink(missing_ok=True)
             self.file.close()
         if kind is KeyboardInterrupt and self.rows_on_record:
@@ -114,6 +126,11 @@ class PartFile:
         if not self.record.exists():
             return read()
         record, why = self.read_earlier_record()
+        if not why and not record["rows"]:               # it was killed before it was sure of any
+            return read()
+        if why in NOT_OURS and not self.overwrite:
+            raise InputError(f"{self.record}: {why}: remove it, choose another --out, or "
+                             "--overwrite")
         windows, other = read(), why.startswith("is of another ")
         if not why and skip_windows(windows, record["rows"]) != record.get("sha256"):
             why, other = "is of other rows", True
@@ -134,13 +151,15 @@ class PartFile:
         try:
             record = read_json(self.record)
         except InputError:
-            return {}, "has a broken record"
+            return {}, NOT_OURS[0]
         made, counts = record.get("made"), [record.get(key) for key in ("rows", "bytes", "cut")]
         if not all(type(count) is int and count >= 0 for count in counts) \
                 or not isinstance(made, dict):
-            return record, "has another kind of record"
+            return record, NOT_OURS[1]
+        if not record["rows"]:
+            return record, ""
         left, mine = record["bytes"], self.made_from or {}
-        if os.fstat(self.file.fileno()).st_size < left:
+        if self.holds() < left:
             return record, "holds less than its record says"
         if other := [name for name in made | mine if made.get(name) != mine.get(name)]:
             return record, f"is of another {' and '.join(other) if mine else 'input'}"
@@ -164,10 +183,14 @@ class PartFile:
         self.rows += rows
         self.cut += cut
         if self.made_from is not None and rows == WINDOW:     # a shorter one is the last
-            self.on_record = {
-                "rows": self.rows, "bytes": self.bytes, "cut": self.cut,
-                "written": self.hash.hexdigest(), "sha256": sha256, "made": self.made_from}
-            self.write_record()
+            self.count_all(sha256)
+
+    def count_all(self, sha256):
+        """Write a record that counts all answers so far."""
+        self.on_record = {
+            "rows": self.rows, "bytes": self.bytes, "cut": self.cut, "sha256": sha256,
+            "written": self.hash.hexdigest(), "made": self.made_from or {}}
+        self.write_record()
 
     def write_record(self):
         write_json(self.record, self.on_record)
@@ -177,19 +200,21 @@ class PartFile:
         """Before the first write, cut the part file to the bytes that the record counts."""
         if not self.is_cut:
             if not self.rows_on_record:
-                self.record.unlink(missing_ok=True)      # it counts answers of another run
+                self.count_all(None)                     # an old one counts another run's answers
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
             self.is_cut = True
 
     def rename_to_out(self):
-        """Rename the part file to OUT. The record is removed first: no kill leaves an old one."""
+        """Rename the part file to OUT. The record counts nothing then: no kill leaves an old one,
+        or a part without one."""
         try:
             self.cut_to_record()                         # there may have been nothing to add
             if OPEN_FILES_STAY:
                 self.file.close()
-            self.record.unlink(missing_ok=True)
+            write_json(self.record, self.on_record | {"rows": 0, "bytes": 0, "cut": 0})
             os.replace(self.part, self.out)
+            self.record.unlink(missing_ok=True)
         except BaseException as error:
             if self.rows_on_record:
                 self.write_record()

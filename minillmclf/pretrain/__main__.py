@@ -7,9 +7,9 @@ The run may be stopped at any time and goes on from its last state when the same
 again.
 """
 import argparse
+from pathlib import Path
 
 from ..cli.device import add_device_flag
-from ..cli.outputs import lock_folder
 from ..cli.parser import Parser, run
 from ..errors import InputError
 from ..files import short
@@ -22,7 +22,8 @@ POSITIVE = ("vocab_size", "layers", "width", "heads", "mlp_width", "steps", "bat
 
 
 def parse(arguments=None):
-    p = Parser(prog="python -m minillmclf.pretrain", description=__doc__.split("\n\n")[0])
+    words = (__doc__ or "").partition("\n\n")[0]         # python -OO keeps no docstrings
+    p = Parser(prog="python -m minillmclf.pretrain", description=words)
     p.add_argument("--out", required=True,
                    help="folder of the new checkpoint; its state lies there too")
     p.add_argument("--overwrite", action="store_true",
@@ -102,8 +103,9 @@ def check(a):
 
 def main(arguments=None):
     a = parse(arguments)
-    from .pretraining import pretrain                # torch takes seconds, --help should not
-    with lock_folder(a.out):
+    from .place import PretrainFolder                # torch takes seconds, --help should not
+    from .pretraining import pretrain
+    with PretrainFolder(Path(a.out)).lock():
         pretrain(a)
 
 

@@ -12,6 +12,7 @@ from ..files import short
 from ..text.splits import row_splits, split_column
 from ..text.table_files import read_table
 
+OTHER_FLAGS = re.compile(r",( or)? read a file without quoting by --quoting .*", re.DOTALL)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -72,8 +73,11 @@ def read_pairs(specs):
 def documents(path):
     """Yield the lines of a .txt file, or the texts in a table's cells (of its train rows, if it has
     a column `split`)."""
-    if path.suffix != ".txt":
-        table = read_table(path)
+    if path.suffix.lower() != ".txt":
+        try:
+            table = read_table(path)
+        except InputError as error:
+            raise InputError(OTHER_FLAGS.sub("", str(error))) from None
         ignored = ("label", split_column(table))
         for (_, row), split in zip(table.rows, row_splits(table)):
             if split == "train":
@@ -81,7 +85,7 @@ def documents(path):
                             if key not in ignored and isinstance(value, str))
         return
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:       # without a byte order mark
             yield from file
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None

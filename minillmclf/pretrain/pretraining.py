@@ -5,17 +5,17 @@ distil.py), the batches (packing.py).
 """
 import hashlib
 import json
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from ..cli.device import device_kind, device_lines, move
-from ..cli.outputs import check_out_folder
+from ..cli.device import check_device, device_kind, device_lines, move
 from ..cli.parser import StopSignal
 from ..cli.progress import Progress
 from ..errors import InputError, Stopped
-from ..files import check_fields, find_model, remove_path, write_text
+from ..files import check_fields, find_model, write_text
 from ..models import initialise_weights, load_backbone, model_class, save_backbone
 from ..models.tensor_files import open_tensors, replacing_model
 from ..text.tokenizers.tokenizer import WordPiece, load_tokenizer
@@ -27,6 +27,7 @@ from ..tuning.base import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
 from .distil import Distillation, Mixture, TextVectors
 from .packing import Draws, PackedRows, SideBySide, fitting
+from .place import LOG, PretrainFolder, begin, find_place
 from .sentencepiece_trainer import learn_sentencepiece
 from .shapes import ARCH, CONFIGS
 from .tasks import TASKS
@@ -35,7 +36,7 @@ from .vocabulary import count_words, learn_wordpiece
 READERS = {"bert": (read_sentences, "sentences"), "llama": (read_documents, "documents"),
            "t5": (read_documents, "documents")}
 HELD_OUT = 128                         # packed rows, or pairs, of the held-out loss
-FREE = ("out", "save_every", "threads", "overwrite")      # flags that do not change the result
+FREE = ("out", "place", "save_every", "threads", "overwrite")   # they do not change the result
 PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"),
             "log": (lambda v: isinstance(v, list), "a list"),
             "settings": (lambda v: isinstance(v, dict), "an object"),
@@ -46,6 +47,7 @@ def pretrain(a):
     """The command."""
     if a.threads:
         torch.set_num_threads(a.threads)
+    check_device(a.device)
     read, what = (read_pairs, "pairs") if a.pairs else READERS[ARCH[a.objective]]
     items, weights = read(a.pairs or a.text)
     print(f"{len(items):,} {what} from {len(a.pairs or a.text)} files")
@@ -57,6 +59,7 @@ def pretrain(a):
     print("".join(line + "\n" for line in device_lines(student, a.precision)), end="")
     progress, seconds = train(a, task, items, weights)
     save(a, task, tokenizer, progress["log"])
+    PretrainFolder(Path(a.out)).move_into_place()
     print(f"saved in {a.out} after {progress['step']} steps ({seconds / 60:.0f} minutes now); last "
           f"losses {progress['log'][-1] if progress['log'] else 'not known'}")
 
@@ -70,28 +73,32 @@ def files_read(a):
 
 def prepare(a, items, weights):
     """-> tokenizer, student and task, new or from --start. A run that goes on has its vocabulary
-    already. InputError where --out holds other things, unless --overwrite starts anew."""
-    out = Path(a.out)
-    state, log = out / "state.safetensors", out / "pretrain.jsonl"
+    already. a.place: the folder to train in. InputError where --out holds other things, unless
+    --overwrite starts anew."""
     sources = [("--start", a.start and find_model(a.start)),
                ("--teacher", a.teacher and find_model(a.teacher))]
     sources += [("--text", path) for path in files_read(a)]
-    own = state.exists() or log.exists() and not (out / "config.json").exists()
-    check_out_folder(out, own, a.overwrite, sources)
-    if a.overwrite:
-        remove_path(state)
+    a.place, is_new = find_place(a.out, a.overwrite, sources)
+    vocabulary = None
     if a.start:
         student = frozen_body(a.start, a.seed) if a.head_only else load_backbone(a.start)
         tokenizer = load_tokenizer(a.start)                # after config.json: an adapter has none
     else:
-        if not state.exists():
-            write_text(log, "")                          # marks the folder as one of this command
+        if is_new:
             vocabulary = learn_vocabulary(a, items, weights)
-            remove_path(out / "config.json")             # an old model would read the new words
-            vocabulary.save(a.out)
-        tokenizer = load_tokenizer(a.out)
+        tokenizer = as_read(vocabulary) if is_new else load_tokenizer(a.place)
         student = new_student(a, tokenizer)
-    return tokenizer, student, build_task(a, student, tokenizer)
+    task = build_task(a, student, tokenizer)
+    if is_new:
+        begin(a.place, vocabulary)
+    return tokenizer, student, task
+
+
+def as_read(vocabulary):
+    """A new tokenizer as a run that goes on reads it from its folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary.save(folder)
+        return load_tokenizer(folder)
 
 
 def learn_vocabulary(a, texts, weights):
@@ -241,7 +248,7 @@ def train(a, task, items, weights):
     if task.head is not None:
         model["head"] = task.head
     optimizer = build_optimizer(model, a.lr, 0.01, by_size if ARCH[a.objective] == "t5" else None)
-    store = Store(a.out)
+    store = Store(a.place)
     progress = resume(a, task, store, model, optimizer)
     source, held = batches(a, task, items, weights)
     held = {name: some for name, some in held.items() if some}
@@ -287,7 +294,7 @@ def save(a, task, tokenizer, log):
         with open_tensors(find_model(a.start) / "model.safetensors") as file:
             pooler = {name: file.get_tensor(name) for name in file.keys() if ".pooler." in name}
     tokenizer.max_length = task.student.max_tokens
-    with replacing_model(a.out, ["config.json"]) as place:
+    with replacing_model(a.place, ["config.json"]) as place:
         tokenizer.save(place)
         save_backbone(task.student, place, torch.float16, pooler)
-    write_text(Path(a.out) / "pretrain.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    write_text(a.place / LOG, "".join(json.dumps(line) + "\n" for line in log))

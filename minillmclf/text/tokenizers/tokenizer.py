@@ -9,7 +9,6 @@ the words into pieces. Here: `load_tokenizer` and `Tokenizer`. Not here: the alg
 (wordpiece.py, bpe.py, unigram.py), the other steps (steps.py), reading files (files.py), padding
 and truncation, which belong to batches.
 """
-
 import functools
 import json
 import os
@@ -83,6 +82,13 @@ class Tokenizer:
             else:
                 literal[token["content"]] = token
         self.literal_tokens, self.normalised_tokens = AddedTokens(literal), AddedTokens(normalised)
+
+    def __getstate__(self):                    # the steps are functions, which pickle does not take
+        return {name: value for name, value in vars(self).items() if name != "steps"}
+
+    def __setstate__(self, state):
+        read = state["description"]
+        vars(self).update(state, steps=build_steps(read.document, read.source))
 
     def __len__(self):
         """The highest id + 1: the rows that an embedding needs."""
@@ -213,7 +219,6 @@ class Tokenizer:
 
 class WordPiece(Tokenizer):
     """A Tokenizer from a plain list of pieces, as training a vocabulary gives it."""
-
     @classmethod
     def from_vocab(cls, pieces, lower=True):
         """pieces: by id, with [UNK], [CLS] and [SEP]. lower: lower-case every text first."""
@@ -227,7 +232,6 @@ class WordPiece(Tokenizer):
 
 class AddedTokens:
     """Tokens that are matched literally in a text. tokens: {text: its dict in tokenizer.json}."""
-
     def __init__(self, tokens):
         self.tokens = tokens
         longest_first = sorted(filter(None, tokens), key=len, reverse=True)
@@ -250,7 +254,6 @@ class AddedTokens:
 
 class Steps(NamedTuple):
     """The steps of a tokenizer.json as functions. A part is the input of one `ids` call."""
-
     normalise: Callable  # text -> text
     cut: Callable        # (text, does the text begin here?) -> parts
     ids: Callable        # part -> ids; never change this list, it is cached
