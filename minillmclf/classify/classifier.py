@@ -131,13 +131,10 @@ class Classifier(nn.Module):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
                              f"{short(encoded)}: give texts to predict")
         self.eval()
-        device = next(self.parameters()).device
-        out = torch.empty(len(encoded), columns, dtype=torch.float32)
+        device, out = next(self.parameters()).device, torch.empty(len(encoded), columns).float()
         with self.head.shared_work(self, encoded):
             for rows in make_batches(list(map(self.row_size, encoded)), batch_size):
-                part = compute(self.collate(encoded, rows).to(device)).float().cpu()
-                out = out.to(part.dtype)
-                out[rows] = part
+                out[rows] = compute(self.collate(encoded, rows).to(device)).float().cpu()
         bad = (~out.isfinite()).any(1).nonzero().flatten().tolist()
         if bad:
             raise InputError(f"text {bad[0] + 1}: the model's answer is not finite ({len(bad)} of "
