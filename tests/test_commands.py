@@ -246,7 +246,8 @@ def test_a_run_never_replaces_its_own_base(place, refused, tmp_path):
 
 
 def test_foreign_state_is_not_continued(place, call, tmp_path):
-    """A state without its run.json, as a copy of a folder may have it, belongs to nothing."""
+    """A state without its run.json, as a copy of a folder may have it, belongs to nothing. It stays
+    until --overwrite is given."""
     settings = arguments(place, tmp_path / "run", lr=1e-3)
     (tmp_path / "run").mkdir()
     model = Classifier.from_backbone(place / "bert", LABELS)
@@ -256,7 +257,11 @@ def test_foreign_state_is_not_continued(place, call, tmp_path):
         parameter.data.zero_()
     Store(tmp_path / "run").save(model, build_optimizer(model, 1.0, 0.0),
                                  {"step": 4, "history": [], "best": None, "losses": [1.0] * 4})
-    assert call(train, *settings)[0] == 0
+    state = (tmp_path / "run" / "state.safetensors").read_bytes()
+    code, _, err = call(train, *settings)
+    assert code == 2 and "state.safetensors but no run.json" in err
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == state
+    assert call(train, *settings, "--overwrite")[0] == 0
     assert call(train, *arguments(place, tmp_path / "fresh", lr=1e-3))[0] == 0
     assert result(tmp_path / "run") == result(tmp_path / "fresh")
 
@@ -751,7 +756,8 @@ def test_config_that_is_no_file(place, refused, tmp_path, name):
     refused([str(tmp_path)], tmp_path, train, "--config", tmp_path / name)
 
 
-@pytest.mark.parametrize("content, words", [("not JSON", ["run.json", "JSON"]), ("{}", ["model"]),
+@pytest.mark.parametrize("content, words", [("not JSON", ["run.json", "JSON"]),
+                                            ("{}", ["run.json", "no settings", "--out"]),
                                             ('{"settings": {"speed": 3}}', ["run.json", "speed"]),
                                             ('{"settings": [1], "data": 3}', ["run.json"])])
 def test_out_holds_a_foreign_run_json(place, refused, tmp_path, content, words):
