@@ -75,8 +75,7 @@ def load_data(path_or_name, text_columns=None, label_column=None, seed=0, multi_
                          "where both are needed: add rows of each class with different texts, or "
                          f"{other}")
     paths = {split: tables.get(split, first).path for split in parts}
-    labels = find_classes(parts, paths, split_names(label_column, first.columns),
-                          multi_label)
+    labels = find_classes(parts, paths, split_names(label_column, first.columns), multi_label)
     source = {"path": str(getattr(path_or_name, "path", path_or_name)),
               "sha256": {table.path.name: table.sha256 for table in tables.values()},
               "split": kind, "seed": seed, "dev_from_train": dev_from_train}
