@@ -11,7 +11,6 @@ without network. Exit code 1: a cell, a quotation or a figure is not as the page
 import difflib
 import os
 import re
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,13 +152,12 @@ def main(arguments=None):
     given, faults = parse(arguments), []
     for name in given.lesson or all_pages():
         print(f"---- {read(name).title}\n")
-        begin = time.perf_counter()
         lesson = run_lesson(name, update=given.update, tell=print)
         for fault in lesson.faults:
             print(f"{fault}\n")
         print(f"{lesson.page.path.name}: {len(lesson.printed)} cells and quotations, "
               f"{len(lesson.skipped)} skipped, {len(lesson.faults)} faults, "
-              f"{time.perf_counter() - begin:.1f} s")
+              f"{lesson.seconds:.1f} s of the processor")
         faults += lesson.faults
     return 1 if faults else 0
 
