@@ -14,6 +14,7 @@ CHECKPOINTS = CHECKPOINTS if CHECKPOINTS.is_dir() else PACKAGE.parent / "checkpo
 IGNORED_KEYS = "MINILLMCLF_IGNORE_CONFIG_KEYS"  # environment: unknown config.json keys to leave out
 NEW_RUN = ".new"                        # folder in OUT: a run that will replace the one in OUT
 NEW_MODEL = ".model.writing"            # the same for a model that is saved without a run
+MERGED_RECORD = "merged.json"           # beside a merged model: of the run.json of the adapter
 MOST_DIGITS = 400                       # of an integer in a file; Python's own limit is 4300
 
 

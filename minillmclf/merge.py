@@ -6,12 +6,13 @@
 
 The result is an ordinary Hugging Face folder, as fast as the base. If the base has 4 bits a weight,
 --base full writes the sums in full precision, and --base 4bit rounds them to four bits again, which
-changes answers. Printed is how the merged model differs on the rows that it was tested on, or on
+changes answers. Of a run, merged.json keeps which rows it has learned, so that evaluate judges the
+merged model by the same rows as the run. Printed is how the merged model differs on these, or on
 --data: the largest difference of a probability, and how many rows change their class. With
 --overwrite, what lies in --out goes when the merged model is whole; of a run all files go.
 """
 from .cli.device import add_device_flag, check_device, set_precision
-from .cli.judged_rows import choose_rows, paths_read
+from .cli.judged_rows import choose_rows, copy_record, paths_read
 from .cli.outputs import check_out_folder
 from .cli.parser import Parser, run
 from .cli.rows import encode_examples
@@ -84,6 +85,7 @@ def main(arguments=None):
         answers = model.answers(before)
         try:
             merge_adapter(model.to("cpu"), *precisions or [None]).save(place)   # same sums anywhere
+            copy_record(folder, place)
             saved = Classifier.load(place, device=device)
             run_files.replace_with(place)
         finally:

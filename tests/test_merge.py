@@ -13,7 +13,7 @@ import torch
 from small import PIECES, bert_folder, data_file, flags, forked
 from test_families import CONFIGS
 
-from minillmclf import merge, train
+from minillmclf import evaluate, merge, train
 from minillmclf.folds import __main__ as folds
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import run_folder
@@ -63,13 +63,40 @@ def test_a_merged_model_is_a_plain_one_with_the_same_answers(method, more, runs,
     assert (answers(tmp_path / "merged") - answers(runs[method])).abs().max() <= 1e-5
 
 
-def test_a_fold_of_a_cross_validation_is_merged_too(runs, tmp_path, capsys):
+def evaluated(capsys, *arguments):
+    """What evaluate prints after its table's first column."""
+    assert evaluate.main(list(map(str, arguments))) == 0
+    return capsys.readouterr().out
+
+
+def test_a_merged_model_is_judged_by_rows_that_its_run_has_not_learned(runs, tmp_path, capsys):
+    """The file has no column split: without the run's record all its rows would judge."""
+    place, data, merged = runs["lora"].parent, tmp_path / "data.csv", tmp_path / "merged"
+    lines = (place / "data.csv").read_text().splitlines()
+    data.write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    assert train.main(flags(model=place / "bert", data=data, epochs=1, batch_size=8, method="lora",
+                            few_rows="off", out=tmp_path / "run")) == 0
+    assert call(capsys, "--model", tmp_path / "run", "--out", merged)[0] == 0
+    moved = shutil.copy(data, tmp_path / "moved.csv")
+    for split in ("train", "dev", "test"):
+        for named in ((), ("--data", moved)):
+            asked = ("--split", split, *named)
+            first, own = (evaluated(capsys, "--model", model, *asked).split("  ")[0]
+                          for model in (merged, tmp_path / "run"))
+            assert first == own and f", {split} (" in own, (first, own)
+    (merged / "merged.json").unlink()
+    assert "all rows (48 rows)" in evaluated(capsys, "--model", merged, "--data", moved)
+
+
+def test_a_fold_is_merged_too_and_judged_by_its_held_out_rows(runs, tmp_path, capsys):
     place = runs["lora"].parent
     assert folds.main(flags(model=place / "bert", data=place / "data.csv", epochs=1, batch_size=8,
                             method="lora", folds=2, out=tmp_path / "folds")) == 0
     code, out, error = call(capsys, "--model", tmp_path / "folds" / "fold-1", "--out",
                             tmp_path / "merged")
     assert code == 0 and "held-out rows of fold 1 of 2: on " in out, (out, error)
+    assert "held-out rows of fold 1 of 2 (20 rows)" in evaluated(
+        capsys, "--model", tmp_path / "merged")
 
 
 def test_merging_into_four_bits_is_said_with_what_it_costs(runs, tmp_path, capsys):
@@ -268,5 +295,5 @@ def test_of_a_run_that_is_replaced_nothing_stays(runs, tmp_path, capsys):
         assert call(capsys, "--model", runs["lora"], "--out", out, "--overwrite")[0] == 0
         assert {str(name) for name in contents(out)} == {
             "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-            "mine.txt"}
+            "merged.json", "mine.txt"}
         assert torch.equal(answers(out), answers(tmp_path / "full"))

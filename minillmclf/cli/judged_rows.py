@@ -3,10 +3,11 @@
 Not here: how rows are read and split (text/), or encoded (rows.py).
 """
 import itertools
+import shutil
 from dataclasses import replace
 
 from ..errors import InputError
-from ..files import check_fields, find_model, read_json, short
+from ..files import MERGED_RECORD, check_fields, find_model, read_json, short, write_json
 from ..text.data import find_data, load_data, read_tables
 from ..text.examples import read_examples, refuse_blank
 from ..text.splits import row_splits, split_column
@@ -15,15 +16,40 @@ from .outputs import input_paths
 from .rows import hold_out_as_asked, reading_options, text_columns
 from .settings import read_settings
 
+HELD_OUT = "predictions.csv"             # of a fold's run: its held-out rows, and answers to them
+
+def record_file(folder):
+    """The run.json of a run folder, or merge's copy of it beside a merged model -> its path."""
+    merged = folder / MERGED_RECORD
+    return folder / "run.json" if (folder / "run.json").exists() or not merged.exists() else merged
+
 
 def read_run_record(folder):
-    """The run.json of a run folder. InputError if there is none, or it does not name its data."""
-    path, is_object = folder / "run.json", (lambda value: isinstance(value, dict), "an object")
+    """The record of a run or of a merged model. InputError if there is none, or it does not name
+    its data."""
+    path, is_object = record_file(folder), (lambda value: isinstance(value, dict), "an object")
     record = read_json(path) if path.exists() else {}
     check_fields(record, {"settings?": is_object, "data?": is_object}, path)
     if not {"settings", "data"} <= set(record) or record["settings"].get("data") == MEMORY:
         raise InputError(f"{folder}: holds no run.json that names its data: give --data")
     return record
+
+
+def copy_record(folder, place):
+    """Write beside a merged model which rows its run has learned. folder: the run; place: the new
+    model's folder. Nothing is written where `folder` holds no run that names its data."""
+    try:
+        record = read_run_record(folder)
+    except InputError:
+        return
+    write_json(place / MERGED_RECORD, {key: record[key] for key in ("settings", "data")})
+    if is_fold(record):
+        shutil.copyfile(folder / HELD_OUT, place / HELD_OUT)
+
+
+def is_fold(record):
+    """Is this the record of one fold of a cross-validation?"""
+    return str(record["data"].get("split")).startswith("fold ")
 
 
 def paths_read(a):
@@ -56,10 +82,10 @@ def choose_rows(a, folder, model):
         if own:
             raise
         record = {"data": {}}
-    is_fold = str(record["data"].get("split")).startswith("fold ")
-    if is_fold and own:
+    fold = is_fold(record)
+    if fold and own:
         return held_out_rows(a, folder, record)
-    name = read_settings({}, folder / "run.json").data if own else a.data
+    name = read_settings({}, record_file(folder)).data if own else a.data
     if own:
         refuse_lost_data(name, folder)
     tables = read_tables(name, options.get("quoting", "auto"))
@@ -67,12 +93,12 @@ def choose_rows(a, folder, model):
     if own and not learned:                                    # train rows may be test rows now
         raise InputError(f"{name}: has changed since {folder} was trained on it: name the rows "
                          "to judge with --data")
-    if learned and is_fold and not (split_column(table) and split == "test"):
+    if learned and fold and not (split_column(table) and split == "test"):
         return held_out_rows(a, folder, record)
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None
-    if learned and not is_fold:
-        s = replace(read_settings({}, folder / "run.json"), data=name)
+    if learned and not fold:
+        s = replace(read_settings({}, record_file(folder)), data=name)
         rows = rows_of_run(a, model, s, tables, options)
     elif table is None:
         rows = getattr(load_data(name, columns, label, needs_dev=False, **options), split)
@@ -133,6 +159,6 @@ def held_out_rows(a, folder, record):
         raise InputError(f"{folder}: is {part} of a cross-validation, and is judged on its "
                          "held-out rows, as they were read: leave out --split, --text-column and "
                          "--label-column, or name other rows with --data")
-    table = read_table(folder / "predictions.csv", "double")
+    table = read_table(folder / HELD_OUT, "double")
     columns = list(itertools.takewhile("label".__ne__, table.columns[1:]))
     return read_examples(table, columns), f"{record['data'].get('path')}, held-out rows of {part}"
