@@ -1,15 +1,18 @@
 """python -m minillmclf.merge: add what LoRA, DoRA or QLoRA learned to the matrices of the base.
 
+A matrix W becomes W + alpha / r * B A (Hu et al. 2021); tuning/lora.py adds it.
+
   python -m minillmclf.merge --model runs/mine --out merged/mine
   python -m minillmclf.merge --model runs/my-qlora --out merged/mine --base full
   python -m minillmclf.merge --model runs/my-qlora --out merged/mine --base 4bit
 
 The result is an ordinary Hugging Face folder, as fast as the base. If the base has 4 bits a weight,
 --base full writes the sums in full precision, and --base 4bit rounds them to four bits again, which
-changes answers. Of a run, merged.json keeps which rows it has learned, so that evaluate judges the
-merged model by the same rows as the run. Printed is how the merged model differs on these, or on
---data: the largest difference of a probability, and how many rows change their class. With
---overwrite, what lies in --out goes when the merged model is whole; of a run all files go.
+changes answers. merged.json keeps the settings and data of the run, so that evaluate judges the
+merged model by the rows that judge the run. The command prints how the merged model's answers
+differ on these rows, or on --data: the largest difference of a probability, and how many rows
+change their class. With --overwrite, what lies in --out goes when the merged model is whole; if
+that is a run, all its files go.
 """
 from .cli.device import add_device_flag, check_device, set_precision
 from .cli.judged_rows import choose_rows, copy_record, paths_read
@@ -39,7 +42,8 @@ def parse(arguments=None):
 
 
 def merge_adapter(model, precision):
-    """Merge an adapter into its base, in place. precision: "full" or "4bit" if that has 4 bits."""
+    """Merge an adapter into its base, in place -> the model. precision: "full" or "4bit" where the
+    base has 4 bits a weight, else None. InputError for a 4-bit base without a precision."""
     from .tuning.quant import Linear4bit, quantise_linears
     from .tuning.saved import merge_tuned
     kinds = {path.removesuffix(".base"): module.kind for path, module in model.named_modules()
@@ -84,7 +88,7 @@ def main(arguments=None):
         before = probabilities(model)
         answers = model.answers(before)
         try:
-            merge_adapter(model.to("cpu"), *precisions or [None]).save(place)   # same sums anywhere
+            merge_adapter(model.to("cpu"), *precisions or [None]).save(place)   # the same anywhere
             copy_record(folder, place)
             saved = Classifier.load(place, device=device)
             run_files.replace_with(place)

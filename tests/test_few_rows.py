@@ -27,7 +27,7 @@ from minillmclf.training.contrastive import (GROUP, LEAST_STEPS, Contrastive, co
                                              grouped_batches)
 from minillmclf.training.losses import CrossEntropy
 from minillmclf.training.plan import Split
-from minillmclf.training.probe import STRENGTH, features_of, fit_probe
+from minillmclf.training.probe import L2_PENALTY, features_of, fit_probe
 
 
 def unsplit(path, rows=36, seed=0):
@@ -62,7 +62,7 @@ def probed(place):
     return model, rows, before
 
 
-def penalised(model, rows, strength=STRENGTH):
+def penalised(model, rows, penalty=L2_PENALTY):
     """The probe's loss in float64, from its definition, and its gradient with respect to W, b."""
     batch = model.collate(rows.encoded, range(len(rows.encoded)))
     with torch.no_grad():
@@ -71,7 +71,7 @@ def penalised(model, rows, strength=STRENGTH):
     W = (model.head.out.weight.detach().double() * scale).requires_grad_()
     b = model.head.out.bias.detach().double().requires_grad_()
     log_p = (features / scale @ W.T + b).log_softmax(1)
-    loss = -log_p[range(len(log_p)), rows.targets].sum() + strength / 2 * (W ** 2).sum()
+    loss = -log_p[range(len(log_p)), rows.targets].sum() + penalty / 2 * (W ** 2).sum()
     return loss, torch.autograd.grad(loss, [W, b])
 
 
@@ -81,7 +81,7 @@ def test_the_probe_is_the_least_of_its_loss(probed):
     loss, (by_weight, by_bias) = penalised(model, rows)
     assert by_weight.abs().max() < 0.02 and by_bias.abs().max() < 0.02
     assert loss < len(rows.targets) * math.log(3), "better than knowing nothing"
-    _, (other, _) = penalised(model, rows, strength=3 * STRENGTH)
+    _, (other, _) = penalised(model, rows, penalty=3 * L2_PENALTY)
     assert other.abs().max() > 0.1, "another penalty has another minimum"
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"head.out.weight", "head.out.bias"}
@@ -94,7 +94,7 @@ def test_the_probe_equals_scikit_learns(probed):
     with torch.no_grad():
         features = features_of(model, batch).double()
     scaled = (features / features.norm(dim=1).mean()).numpy()
-    found = linear.LogisticRegression(C=1 / STRENGTH, tol=1e-8, max_iter=1000).fit(
+    found = linear.LogisticRegression(C=1 / L2_PENALTY, tol=1e-8, max_iter=1000).fit(
         scaled, rows.targets)
     with torch.no_grad():
         ours = model(batch).double().softmax(1)
@@ -126,7 +126,7 @@ def test_a_probe_of_several_labels_and_of_a_head_without_bias():
     W = (model.head.out.weight.detach() * scale).requires_grad_()
     logits = features / scale @ W.T
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss + STRENGTH / 2 * (W ** 2).sum(), W)
+    (gradient,) = torch.autograd.grad(loss + L2_PENALTY / 2 * (W ** 2).sum(), W)
     assert gradient.abs().max() < 0.02
 
 
@@ -391,6 +391,24 @@ def test_a_killed_run_of_few_rows_ends_in_the_same_bytes(place, finished, tmp_pa
     assert small.forked("train", given)[0] == 0
     for name in ("model.safetensors", "predictions.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_transformers_loads_a_run_of_few_rows_with_its_familys_head(place, tmp_path, call):
+    """The README's remedy, also for a sentence-transformers folder, which says how to pool."""
+    transformers = pytest.importorskip("transformers")
+    start = sentence_folder(tmp_path / "st", {"pooling_mode_mean_tokens": True})
+    code, out, _ = call(train_command, "--model", start, "--data", place / "few.csv", "--pool",
+                        "family", "--min-steps", 3, "--out", tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert code == 0 and record["settings"]["objective"] == "contrastive", out
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    texts = ["rain on the salt", "a rose and soup with bread"]
+    given = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")(
+        texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs.eval()(**given).logits.softmax(-1)
+    ours = torch.tensor(Classifier.load(tmp_path / "run").predict(texts))
+    assert (ours - expected).abs().max() < 1e-5 and theirs.config.num_labels == 3
 
 
 def test_the_probe_alone_takes_no_step(place, tmp_path):

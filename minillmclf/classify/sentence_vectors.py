@@ -1,9 +1,10 @@
-"""What a sentence-transformers folder says about its vectors: how a model was taught to pool.
+"""What a sentence-transformers folder says: how its model was taught to pool, and text lengths.
 
 Models such as MiniLM, BGE or E5 are trained so that pooled hidden states stand near each other for
 texts that mean the same (Reimers and Gurevych 2019, "Sentence-BERT"). A head should pool in the
 same way. modules.json lists the parts: a transformer, a pooling, perhaps a normalisation to length
-1, which a linear layer does not need.
+1, which a linear layer does not need. Not read: a Dense module behind the pooling, as LaBSE has,
+and prompts that belong before a text, as E5's "query: ".
 """
 from pathlib import Path
 
@@ -20,9 +21,8 @@ LENGTH = {"max_seq_length?": (lambda v: v is None or type(v) is int and v > 2,
 
 
 def sentence_settings(folder):
-    """A model folder -> {"pool": one of head.POOLINGS, "max_length": tokens of a text}; a key is
-    missing where the folder does not say, and all are in a folder that is not of this kind.
-    InputError for a broken file."""
+    """A model folder -> {"pool": one of head.POOLINGS, "max_length": tokens of a text}, without
+    what the folder does not say; {} for a folder of another kind. InputError for a broken file."""
     folder, found = Path(folder), {}
     if not (folder / "modules.json").is_file():
         return {}

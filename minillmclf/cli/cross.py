@@ -2,8 +2,10 @@
 
 A tenth of few rows is too few to choose an epoch by. So each row is held out once: for each of
 FOLDS folds a new model learns the other rows, and answers the fold's rows after each epoch. The run
-keeps the epoch with the best answers to all rows (Stone 1974). Test rows are not read. It takes
-FOLDS + 1 trainings; a stopped run makes its folds again, with the same result.
+keeps the epoch with the best answers to all rows (Stone 1974, "Cross-validatory choice and
+assessment of statistical predictions"). Its dev score is a little too good, as the same rows chose
+the epoch. Test rows are not read. It takes FOLDS + 1 trainings; a stopped run makes its folds
+again, with the same result.
 """
 import hashlib
 import json
@@ -43,7 +45,7 @@ def assign_rows(examples, seed):
 
 
 def fit_as_asked(s, model, train, data, say):
-    """-> a function to call in place of loop.fit: loop.fit itself, or with --dev cross one that
+    """-> a function with the arguments of loop.fit: loop.fit itself, or with --dev cross one that
     keeps the epoch that the folds chose; its history has the metrics of the held-out rows.
 
     s: cli.settings.Settings; train: plan.Split of data.train; say: a function that prints a line.
@@ -64,8 +66,8 @@ def fit_as_asked(s, model, train, data, say):
 
 
 def keep_epoch(best, found):
-    """-> a function as loop.fit, but the weights of epoch `best` are kept, and the metrics of each
-    epoch are those of `found`."""
+    """-> a function as loop.fit, which keeps the weights of epoch `best`. It replaces
+    store.save_best and hooks.on_epoch, so that an epoch's metrics are those of `found`."""
     def fit(model, train, dev, s, store, step, hooks):
         save, on_epoch = store.save_best, hooks.on_epoch
 
@@ -92,7 +94,7 @@ def choose_epoch(found, metric):
 
 
 def answer_held_out(s, data, stop, say):
-    """-> for each epoch the metrics of the answers to all training rows, each row answered by the
+    """-> for each epoch {name of a metric: value} over all training rows, each row answered by the
     model that has not learned it; None if the user stopped."""
     folds, targets, logits = assign_rows(data.train, s.seed), [], []
     for fold in range(FOLDS):

@@ -1,9 +1,10 @@
-"""Few rows of each class: settings that do better there than those for thousands of rows.
+"""Few rows of each class ("few-shot"): settings that do better there than those for many rows.
 
-They were chosen on data other than the bundled sets, see lessons/measurements/few_rows.md:
-contrastive training of the body and a probe as the head, a fixed number of steps whatever the
-number of rows, all tokens pooled, and no dev rows held out of so few. By itself train chooses them
-only for data whose splits it makes. Settings that the user gives stay as they are.
+Contrastive training of the body and a probe as the head, at least STEPS steps however few the rows,
+a lower learning rate, all tokens pooled, and no dev rows held out of so few. With --method head the
+probe alone is the answer. lessons/measurements/few_rows.md compares the ways on five sets, with
+encoders and --method full; with other methods and families they were not measured. By itself train
+chooses these settings only for data whose splits it makes. What the user gives stays as it is.
 """
 import math
 from dataclasses import replace
@@ -19,8 +20,9 @@ from .rows import hold_out_as_asked, load_dataset
 from .run_folder import out_folder
 from .settings import FEW, flag, with_current_names
 
-STEPS, MOST_STEPS = 50, 150
-LOWER = 3               # the learning rate is the usual one, divided by this
+STEPS, MOST_STEPS = 50, 150     # two batches for each batch of rows, but at least and at most so
+                                # many; an epoch of more steps is finished all the same
+LR_DIVISOR = 3                  # the learning rate is the usual one, divided by this
 
 
 def read_run(s, flags, config=None, table=None):
@@ -96,7 +98,7 @@ def rows_a_class(rows, data):
 
 def are_few(learned, data):
     """Does train by itself choose the settings for few rows? learned: from `learned_rows`."""
-    random = data.source["split"] == "random"                 # who marks the splits, measures
+    random = data.source["split"] == "random"    # marked splits mean a measurement: nothing changes
     return random and rows_a_class(learned, data) < FEW
 
 
@@ -125,11 +127,11 @@ def choose(s, data, learned):
     chosen["dev"] = choose_dev(s, data)
     if s.method == "head" or s.epochs == 0:                  # the probe alone
         return chosen | {"epochs": 0}
-    if s.multi_label == "on" or learned == len(data.labels):
+    if s.multi_label == "on" or learned == len(data.labels):     # one row a class makes no pair
         return chosen
     steps = min(MOST_STEPS, max(STEPS, math.ceil(2 * learned / s.batch_size)))
     return chosen | {"objective": "contrastive", "epochs": 1, "min_steps": steps,
-                     "lr": float(f"{default_lr(s)[0] / LOWER:.3g}")}
+                     "lr": float(f"{default_lr(s)[0] / LR_DIVISOR:.3g}")}
 
 
 def is_encoder(model):

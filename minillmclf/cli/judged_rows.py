@@ -1,6 +1,12 @@
-"""Which rows do evaluate and merge judge a saved model by? Those of its run, or those of --data.
+"""Which rows do evaluate and merge judge a saved model by?
 
-Not here: how rows are read and split (text/), or encoded (rows.py).
+  the run's own data, also under --data or another name: the rows of --split, split as then
+  the data of a fold of a cross-validation: the rows that the fold held out
+  another file with a column split, a folder, a bundled set: the rows of --split
+  another file without a column split: all its rows
+
+Own data are known by their sha256. Not here: how rows are read and split (text/), or encoded
+(rows.py).
 """
 import itertools
 import shutil
@@ -36,7 +42,7 @@ def read_run_record(folder):
 
 
 def copy_record(folder, place):
-    """Write beside a merged model which rows its run has learned. folder: the run; place: the new
+    """Write beside a merged model what its run was trained on. folder: the run; place: the new
     model's folder. Nothing is written where `folder` holds no run that names its data."""
     try:
         record = read_run_record(folder)
@@ -61,8 +67,8 @@ def paths_read(a):
 
 
 def is_learned(record, tables):
-    """Are these Tables the data of a run.json, split into files as then? A single file may have
-    another name now."""
+    """Are these Tables the data that the run of a run.json was trained on, split into files as
+    then? A single file may have another name now."""
     table = tables.get(None)
     if (table is None) != (record["data"].get("split") == "files"):
         return False
@@ -73,7 +79,11 @@ def is_learned(record, tables):
 
 
 def choose_rows(a, folder, model):
-    """The rows to evaluate, read as the model's training rows were -> (Examples, their name)."""
+    """The rows to evaluate, read as the model's training rows were -> (Examples, their name).
+
+    a: the command's flags; folder: of the model. InputError where the run's data have changed or
+    are not found, and where --split has no rows.
+    """
     own, options, split = a.data is None, reading_options(model, a), a.split or "test"
     options["multi_label"] = model.task.MULTI_LABEL
     try:

@@ -25,7 +25,7 @@ from ..training.monitors.gradients import check_first_steps
 from ..training.monitors.memory import name_memory_switch
 from ..training.monitors.nonfinite import locate_divergence
 from ..training.parallel import processes as parallel
-from ..training.probe import START_STRENGTH, STRENGTH, fit_probe
+from ..training.probe import L2_PENALTY, L2_PENALTY_AT_START, fit_probe
 from ..training.recompute import recompute_blocks
 from ..tuning.selection import four_bit_sizes
 from .device import device_kind
@@ -89,7 +89,7 @@ def probe_fitter(s, model, train):
     objective = model.task.build_objective(s, train.targets)
     answers = s.objective == "contrastive" or not (s.epochs or s.min_steps)      # as it is
     return functools.partial(fit_probe, model, train, objective, s.eval_batch_size,
-                             STRENGTH if answers else START_STRENGTH)
+                             L2_PENALTY if answers else L2_PENALTY_AT_START)
 
 
 def step_and_store(s, model, targets, folder, stop, say):

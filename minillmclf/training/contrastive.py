@@ -1,9 +1,10 @@
 """Contrastive fine-tuning: texts of one class come together, texts of different classes part.
 
 The supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, L_out) trains the body on
-pairs of rows. B rows make B * (B - 1) pairs, so few rows give much to learn from; SetFit (Tunstall
-et al. 2022, arXiv:2209.11055) takes pairs one by one. The head is a linear probe on the new
-features (probe.py). A batch needs several rows of each class, see `grouped_batches`.
+pairs of rows. B rows make B * (B - 1) pairs, so few rows give much to learn from. SetFit (Tunstall
+et al. 2022, arXiv:2209.11055) has the same idea, but its loss looks at each pair alone. The head is
+a linear probe on the new features (probe.py). There is no projection head, as the paper has: the
+loss reads what the classifier reads. A batch needs several rows of each class: `grouped_batches`.
 """
 import random
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from .probe import features_of
 
 TEMPERATURE = 0.1
 GROUP = 4              # rows of a class in a batch, at least
-LEAST_STEPS = 25       # of an epoch: a probe is fitted and judged behind each
+LEAST_STEPS = 25       # of an epoch; after each epoch a probe is fitted and evaluated
 
 
 def contrastive_loss(features, targets, temperature=TEMPERATURE):
@@ -36,7 +37,7 @@ def contrastive_loss(features, targets, temperature=TEMPERATURE):
 
 @dataclass
 class Contrastive:
-    """An objective as losses.CrossEntropy: contrastive_loss of the features of a batch."""
+    """objective(model, batch) / objective.divisor(targets) is the mean loss of a batch."""
     temperature: float = TEMPERATURE
 
     def divisor(self, targets):
@@ -50,10 +51,12 @@ class Contrastive:
 
 
 def grouped_batches(targets, size, seed):
-    """The batches of an epoch, with several rows of each class that is in them -> a list of lists
-    of row numbers. Classes are drawn at random, two or more, then as many rows of each: GROUP or
-    more, which fill a batch of `size` rows (half a batch of fewer than 8), or all rows of a smaller
-    class.
+    """The batches of an epoch, each with several rows of each of its classes -> lists of rows.
+
+    A batch samples two classes or more, then equally many rows of each: max(GROUP, size // classes)
+    or all rows of a smaller class, so at most `size` rows. GROUP is size // 2 where size < 8. Each
+    batch is sampled anew: an epoch may repeat a row or miss one.
+    targets: the class number of each row; size: 4 or more. A batch is a list of row numbers.
     """
     rng, rows = random.Random(f"grouped:{seed}"), {}                     # rows: by class
     for row, target in enumerate(targets):

@@ -2,9 +2,10 @@
 
 The C library of Linux (glibc) keeps freed blocks of up to 32 MB for later use. A tensor seldom fits
 the hole that another one left: a process with QLoRA took 1.8 times what its tensors take. Above a
-threshold the library can take each block from the system, and give it back when it is freed. New
-pages cost time, 18 % of a step of a small model (lessons/measurements/memory.md). So this is for
-runs that prefer little memory to speed: a 4-bit base, or activation checkpointing, on a CPU.
+threshold the library can take each block from the system, and give it back when it is freed
+(mallopt(3)). New pages cost time, 14 to 17 % of a step of a small model
+(lessons/measurements/memory.md). So this is for runs that prefer little memory to speed: a 4-bit
+base, or activation checkpointing, on a CPU.
 
 Not here: other C libraries and GPUs, whose memory torch manages itself.
 """
@@ -13,8 +14,8 @@ import os
 from contextlib import contextmanager
 
 THRESHOLD = 10**6              # bytes of a block that is taken from the system, and given back
-USUAL = 32 * 2**20             # the largest threshold, to which glibc goes by itself, and keeps
-                               # twice as much at the end of its heap
+USUAL = 32 * 2**20             # the largest threshold that glibc sets by itself; it then keeps
+                               # up to twice as much free at the end of its heap
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1                 # their numbers in malloc.h
 BY_HAND = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")      # the user has set a threshold
 
@@ -32,7 +33,8 @@ def threshold_setter():
 
 @contextmanager
 def give_back_freed(wanted=True):
-    """While it is open, blocks of THRESHOLD bytes go back to the system when they are freed."""
+    """While it is open, blocks of THRESHOLD bytes or more go back to the system when they are
+    freed; afterwards the threshold is USUAL. wanted=False: nothing changes."""
     set_option = threshold_setter() if wanted else None
     if set_option:
         set_option(M_MMAP_THRESHOLD, THRESHOLD)

@@ -1,22 +1,26 @@
 """A linear probe: the last layer of a head, fitted by logistic regression on fixed features.
 
-Alain and Bengio 2016 (arXiv:1610.01644) ask in this way what a layer knows. The loss is convex in
-the last layer, so L-BFGS finds its minimum in a second, where AdamW takes epochs. Fine-tuning that
-starts there spoils the features less than from random weights, and does better on few rows (LP-FT,
-"linear probing, then fine-tuning": Kumar et al. 2022, arXiv:2202.10054).
+Alain and Bengio 2016 (arXiv:1610.01644) ask in this way what a layer knows. Cross-entropy is convex
+in the last layer, so L-BFGS finds its minimum in seconds; AdamW needs epochs. Fine-tuning that
+starts there distorts the features less than from random weights (LP-FT, "linear probing, then
+fine-tuning": Kumar et al. 2022, arXiv:2202.10054). On few rows it does better, as
+lessons/measurements/few_rows.md shows.
 """
 from types import SimpleNamespace
 
 import torch
 
-STRENGTH = 0.1         # of the L2 penalty, where features have length 1 on average; with 1.0 the
-                       # answers to few rows are far too unsure (lessons/measurements/few_rows.md)
-START_STRENGTH = 1.0   # of a probe that training goes on from, which makes it surer
+L2_PENALTY = 0.1           # where features have length 1 on average; with 1.0 the probabilities
+                           # for few rows are far too low (lessons/measurements/few_rows.md)
+L2_PENALTY_AT_START = 1.0  # of a probe that training goes on from: training raises its confidence
 
 
 def minimise(loss, parameters, steps=100):
-    """Change the parameters, tensors, until loss(), a convex function of them, is least: L-BFGS,
-    which keeps two vectors of their size for each of 10 steps."""
+    """Change the parameters, tensors, until loss() is least, by at most `steps` steps of L-BFGS.
+
+    L-BFGS keeps two vectors of the parameters' size for each of its last 10 steps. A loss that is
+    not convex, as focal loss, may end in a local minimum.
+    """
     solver = torch.optim.LBFGS(parameters, max_iter=steps, history_size=10,
                                line_search_fn="strong_wolfe")
 
@@ -35,11 +39,13 @@ def features_of(model, batch):
                                               batch.layout))
 
 
-def fit_probe(model, train, objective, batch_size=64, strength=STRENGTH):
-    """Replace the last layer of a classifier's head by the probe on its own features.
+def fit_probe(model, train, objective, batch_size=64, penalty=L2_PENALTY):
+    """Replace model.head.out, in place, by the probe on its own features: weight (C, D), bias (C,).
 
-    train: plan.Split; objective: as losses.CrossEntropy, of which the probe minimises the sum over
-    all rows, plus strength / 2 times the squared weights. Rows pass through the model once.
+    It minimises objective(rows) + penalty / 2 * |weight|^2 over all N rows at once; the features
+    are divided by their mean length. train: plan.Split of N rows; objective: as
+    losses.CrossEntropy, a sum over rows. The rows pass through the model once, `batch_size` at a
+    time. The features (N, D) are kept on the CPU in fp32.
     """
     out = model.head.out                                                        # Linear, D to C
 
@@ -56,7 +62,7 @@ def fit_probe(model, train, objective, batch_size=64, strength=STRENGTH):
         return rows.features @ weight.T + bias                                  # (N, C)
 
     def loss():
-        return objective(logits, rows) + strength / 2 * (weight ** 2).sum()
+        return objective(logits, rows) + penalty / 2 * (weight ** 2).sum()
     minimise(loss, [weight, bias] if out.bias is not None else [weight])
     with torch.no_grad():
         out.weight.copy_(weight / scale)

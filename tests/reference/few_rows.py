@@ -19,6 +19,7 @@ import json
 import random
 import re
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -90,9 +91,11 @@ def by_setfit(model, train, test, seed, steps=-1):
     net.model_body.float()            # it keeps the 16 bits of a file, and would train in them
     rows = Dataset.from_dict({
         "text": [t for t, _ in train], "label": [label for _, label in train]})
-    trainer = Trainer(net, TrainingArguments(seed=seed, report_to="none", max_steps=steps),
-                      train_dataset=rows)
-    trainer.train()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(net, TrainingArguments(folder, seed=seed, report_to="none",
+                                                 save_strategy="no", max_steps=steps),
+                          train_dataset=rows)
+        trainer.train()
     taken = trainer.st_trainer.state.global_step
     return accuracy(list(net.predict([text for text, _ in test])), test), taken
 
