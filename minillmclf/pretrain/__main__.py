@@ -103,7 +103,7 @@ def check(a):
 
 def main(arguments=None):
     a = parse(arguments)
-    from .place import PretrainFolder                # torch takes seconds, --help should not
+    from .run_folder import PretrainFolder           # torch takes seconds, --help should not
     from .pretraining import pretrain
     with PretrainFolder(Path(a.out)).lock():
         pretrain(a)

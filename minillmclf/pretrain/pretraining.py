@@ -27,7 +27,7 @@ from ..tuning.base import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
 from .distil import Distillation, Mixture, TextVectors
 from .packing import Draws, PackedRows, SideBySide, fitting
-from .place import LOG, PretrainFolder, begin, find_place
+from .run_folder import LOG, PretrainFolder, choose_folder, start_run
 from .sentencepiece_trainer import learn_sentencepiece
 from .shapes import ARCH, CONFIGS
 from .tasks import TASKS
@@ -78,7 +78,7 @@ def prepare(a, items, weights):
     sources = [("--start", a.start and find_model(a.start)),
                ("--teacher", a.teacher and find_model(a.teacher))]
     sources += [("--text", path) for path in files_read(a)]
-    a.place, is_new = find_place(a.out, a.overwrite, sources)
+    a.place, is_new = choose_folder(a.out, a.overwrite, sources)
     vocabulary = None
     if a.start:
         student = frozen_body(a.start, a.seed) if a.head_only else load_backbone(a.start)
@@ -90,7 +90,7 @@ def prepare(a, items, weights):
         student = new_student(a, tokenizer)
     task = build_task(a, student, tokenizer)
     if is_new:
-        begin(a.place, vocabulary)
+        start_run(a.place, vocabulary)
     return tokenizer, student, task
 
 
