@@ -678,5 +678,24 @@ def test_a_table_of_made_up_runs():
         "| set (m) | rows a class | probe | setfit |", "|---|---|---|---|",
         "| trec6 | 10 | 0.500 (1 seed), 2 s | 0.500 +- 0.354, 2 s, 7 steps |",
         "| trec6 | 25 | - | 0.500 (1 seed), 2 s, 7 steps |"]
-    with pytest.raises(SystemExit, match="no table of m"):
+    with pytest.raises(SystemExit, match="no table 'set .m.'"):
         measured.with_tables("a page", runs)
+
+
+def test_ways_are_compared_on_the_same_draws():
+    from reference import few_rows as measured
+    runs = [{"model": "minilm", "set": name, "rows": "10", "seed": seed, "way": way,
+             "accuracy": score}
+            for name, seed, way, score in (
+                ("trec6", 0, "contrastive", 0.5), ("trec6", 1, "contrastive", 0.75),
+                ("trec6", 2, "contrastive", 0.0), ("trec6", 0, "setfit", 0.25),
+                ("trec6", 1, "setfit", 0.875), ("sst2", 0, "contrastive", 0.5),
+                ("sst2", 0, "full", 0.5), ("trec6", 1, "full", 0.25), ("trec6", 5, "probe", 0.5),
+                ("trec6", 5, "probe, then full", 1.0), ("sst2", 0, "probe", 0.5))]
+    assert measured.table_of_differences(runs).splitlines()[2:] == [
+        "| full, minilm | 10 | - | +50.0, 1 of 1 | - | +0.0, 0 of 1 | - |",
+        "| setfit, minilm | 10 | - | +6.2, 1 of 2 | - | - | - |"]
+    means = measured.table_of_means(runs).splitlines()
+    assert means[0] == "| mean of the sets | rows a class | full | probe | probe, then full | " \
+                       "contrastive |"
+    assert means[2:] == ["| minilm, 1 sets | 10 | 0.250 | 0.500 | 1.000 | 0.417 |"]

@@ -2,9 +2,9 @@
 
 Contrastive training of the body and a probe as the head, at least STEPS steps however few the rows,
 a lower learning rate, all tokens pooled, and no dev rows held out of so few. With --method head the
-probe alone is the answer. lessons/measurements/few_rows.md compares the ways on five sets, with
-encoders and --method full; with other methods and families they were not measured. By itself train
-chooses these settings only for data whose splits it makes. What the user gives stays as it is.
+probe alone is the answer. lessons/measurements/few_rows.md compares the ways, with encoders on five
+sets, with a decoder, a T5 and other methods on three. By itself train chooses these settings only
+for data whose splits it makes. What the user gives stays as it is.
 """
 import math
 from dataclasses import replace

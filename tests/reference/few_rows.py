@@ -10,9 +10,10 @@ by itself; `setfit`, where that package is installed, with its own defaults. One
 
 Each run is a line of lessons/measurements/few_rows.jsonl: model (its name, without a path), set,
 rows a class, seed, way, accuracy, seconds of the processor, steps of training. A run that stands
-there is not made again. --table makes the tables of few_rows.md of all lines: the mean accuracy,
-its standard deviation, how many seeds if fewer than the most, the median of the seconds, and for
-SetFit the median of the steps.
+there is not made again. --table makes the tables of few_rows.md of all lines: for each model the
+mean accuracy, its standard deviation, how many seeds if fewer than the most, the median of the
+seconds, and for SetFit the median of the steps; the mean over the sets; and how many points
+`contrastive` is ahead of other ways on the same draws.
 """
 import argparse
 import json
@@ -42,6 +43,9 @@ ALL_WAYS = ("bag of words", *WAYS, "setfit")
 EPOCHS = {f"epoch: {name}": LPFT | {"dev": dev, "min_steps": 120}
           for name, dev in (("the last", "none"), ("a tenth", "split"), ("folds", "cross"))}
 KEYS = ("model", "set", "rows", "seed", "way")             # what a run is known by
+MODELS, OTHERS = ("mini-bert", "minilm"), ("full", "probe, then full", "setfit")
+COMPARED = ("mini-llama", "mini-t5", "mini-bert, lora", "mini-bert, bitfit", "mini-bert, houlsby",
+            "mini-bert, prefix", "mini-bert, last-1", "mini-llama, lora")     # without own tables
 TEST_ROWS = 500
 
 
@@ -111,7 +115,8 @@ def run(a, key):
     elif way == "setfit":
         score, steps = by_setfit(a.model, train, test, seed, a.setfit_steps)
     else:
-        score, steps = by_model(a.model, train, test, (WAYS | EPOCHS)[way] | {"seed": seed})
+        score, steps = by_model(a.model, train, test,
+                                {"method": a.method, "seed": seed} | (WAYS | EPOCHS)[way])
     seconds = time.process_time() - began
     return key | {"accuracy": round(score, 4), "seconds": round(seconds, 1), "steps": steps}
 
@@ -156,15 +161,61 @@ def table_of(model, runs):
     return "\n".join(lines) + "\n"
 
 
+def scores_of(runs, model, name, rows, way):
+    """-> {seed: accuracy} of one cell of a table."""
+    return {line["seed"]: line["accuracy"] for line in runs
+            if (line["model"], line["set"], line["rows"], line["way"]) == (model, name, rows, way)}
+
+
+def table_of_means(runs):
+    """The accuracy of each way, the mean over the sets that all ways were run on, in Markdown."""
+    ways = ("full", "probe", "probe, then full", "contrastive")
+    lines = [f"| mean of the sets | rows a class | {' | '.join(ways)} |",
+             f"|---|---|{'---|' * len(ways)}"]
+    for model in MODELS:
+        for rows in ("10", "25"):
+            cells = [[scores_of(runs, model, name, rows, way).values() for way in ways]
+                     for name in SETS]
+            means = [[statistics.mean(cell) for cell in row] for row in cells if all(row)]
+            if means:
+                shown = [f"{statistics.mean(column):.3f}" for column in zip(*means)]
+                lines.append(f"| {model}, {len(means)} sets | {rows} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def table_of_differences(runs):
+    """By how many points contrastive is ahead of a way: mean over the draws that both were run on,
+    and on how many of them it is ahead, in Markdown."""
+    lines = [f"| contrastive is ahead of | rows a class | {' | '.join(SETS)} |",
+             f"|---|---|{'---|' * len(SETS)}"]
+    for model in (*MODELS, *COMPARED):
+        for way in OTHERS:
+            for rows in ("10", "25", "50", "all"):
+                cells = []
+                for name in SETS:
+                    one = scores_of(runs, model, name, rows, "contrastive")
+                    other = scores_of(runs, model, name, rows, way)
+                    ahead = [one[seed] - other[seed] for seed in sorted(one.keys() & other)]
+                    wins = sum(points > 0 for points in ahead)
+                    cells.append(f"{100 * statistics.mean(ahead):+.1f}, {wins} of {len(ahead)}"
+                                 if ahead else "-")
+                if set(cells) != {"-"}:
+                    lines.append(f"| {way}, {model} | {rows} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def with_tables(page, runs):
-    """The text of the page with the tables of all models, each where its old one stands."""
-    for model in sorted({line["model"] for line in runs}):
-        pattern = rf"^\| set \({re.escape(model)}\) \|.*\n(\|.*\n)*"
+    """The text of the page with all tables, each where its old one stands."""
+    tables = {f"set ({model})": table_of(model, runs)
+              for model in sorted({line["model"] for line in runs} - {*COMPARED})}
+    tables["mean of the sets"] = table_of_means(runs)
+    tables["contrastive is ahead of"] = table_of_differences(runs)
+    for corner, table in tables.items():
+        pattern = rf"^\| {re.escape(corner)} \|.*\n(\|.*\n)*"
         if not re.search(pattern, page, re.M):
-            raise SystemExit(f"{PAGE.name}: has no table of {model}: write the line "
-                             f"'| set ({model}) |' where it should stand")
-        table = table_of(model, runs)
-        page = re.sub(pattern, lambda _: table, page, flags=re.M)
+            raise SystemExit(f"{PAGE.name}: has no table '{corner}': write the line "
+                             f"'| {corner} |' where it should stand")
+        page = re.sub(pattern, lambda _, table=table: table, page, flags=re.M)
     return page
 
 
@@ -179,6 +230,7 @@ def main():
     p.add_argument("--rows", nargs="+", default=["10"])
     p.add_argument("--seeds", type=int, default=2)
     p.add_argument("--ways", nargs="+", default=["bag of words", *WAYS])
+    p.add_argument("--method", default="full", help="of all ways but the probe [full]")
     p.add_argument("--judges", choices=("test", "dev"), default="test", help="the rows that judge")
     p.add_argument("--setfit-steps", type=int, default=-1, help="SetFit's most steps (an epoch)")
     p.add_argument("--out", type=Path, default=RUNS)
