@@ -28,9 +28,10 @@ from minillmclf.cli import training_run
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings, read_settings
-from minillmclf.folds.arena import WINNERS
+from minillmclf.folds.arena import WINNERS, read_arena
 from minillmclf.folds.reading import read_source
 from minillmclf.folds.split import choose_dev_rows, grouped_folds, assign_folds, stratified_folds
+from minillmclf.folds.stacking import read_member
 from minillmclf.folds.submission import SubmissionForm, check_submission, submission_text
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3, folds=3)
@@ -648,6 +649,9 @@ def test_arena_from_end_to_end(place, arena, call, tmp_path, readout):
     assert code == 0, err
     found = read(tmp_path / "out" / "submission.csv")
     assert list(found[0]) == ["id", *WINNERS] and [r["id"] for r in found] == list("0123")
+    ids, tests = read_arena(arena / "train.csv")[1], read_arena(arena / "test.csv", False)[0]
+    member = read_member(tmp_path / "out", ids, [e.texts for e in tests], ["tie", "b", "a"])
+    assert member.test.shape == (4, 3), "also where the model reads the prompt with an answer"
     groups = collections.defaultdict(set)
     for row, source in zip(read(tmp_path / "out" / "oof.csv"), read(arena / "train.csv")):
         assert row["id"] == source["id"]
