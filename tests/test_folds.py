@@ -504,6 +504,23 @@ def test_memory_is_worth_nothing(place, call, tmp_path, monkeypatch, group, leak
         assert found["all"]["log_loss"] == pytest.approx(np.log(2)) and found["temperature"] == 1.0
 
 
+def test_texts_in_several_folds_are_told_before_training(place, call, tmp_path, monkeypatch):
+    """The data doctor prints what it finds in fold 1 alone."""
+    rows = [(f"text {i}", f"author {i}", "ab"[i % 2]) for i in range(24)]
+    again = [(text, f"new author {i}", "a") for i, text in enumerate(
+        ("Oh no", "oh  NO", "OH no", "oh no"))]
+    Memory(monkeypatch, lambda texts: texts[0])
+    for made, group, told in ((rows, "author", 0), (rows + again, "", 0),
+                              (rows + again, "author", 1)):
+        out = tmp_path / f"out{len(made)}{group}"
+        code, said, err = call("--model", place / "bert", "--out", out, *QUICK, "--group", group,
+                               "--data", write(tmp_path / "data.csv", ("text", "author", "label"),
+                                               made))
+        assert code == 0 and said.count("WARNING") == told, err
+        before = said.partition("[fold 1")[0]
+        assert ("WARNING: 1 text(s) stand in several folds, and flatter" in before) == bool(told)
+
+
 def leaky_dataset(s, source, which, fold, labels):
     from minillmclf.text.data import Dataset
     train_rows = [e for e, f in zip(source.examples, which) if f != fold]
