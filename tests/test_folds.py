@@ -278,6 +278,9 @@ def test_a_fold_is_judged_on_its_held_out_rows(place, tmp_path):
             assert found["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-6)
         with pytest.raises(InputError, match="fold . of 3 .* held-out rows.* leave out --split"):
             evaluate.main([*given, *data, "--overwrite", "--split", "train"])
+        for data in ([], data):
+            with pytest.raises(InputError, match="by --quoting auto, .*: leave --quoting out"):
+                evaluate.main([*given, *data, "--overwrite", "--quoting", "none"])
 
 
 def test_cross_fitting_leaves_the_held_out_fold_alone():
