@@ -93,14 +93,14 @@ def evaluate_saved(a):
     model = Classifier.load(folder, a.base, check_device(a.device))
     if a.out and model.base:
         check_out_file(a.out, a.overwrite, [("the base of --model", find_model(model.base))])
-    rows, name = choose_rows(a, folder, model)
+    rows, name, own = choose_rows(a, folder, model)
     set_swap(model, a.swap)
     texts, targets = [row.texts for row in rows], model.task.targets(rows, name)
     encoded, shortened = encode_examples(model, rows)
     precision = set_precision(model, a.precision, texts)
     probabilities = model.probabilities(model.compute_logits(encoded, a.batch_size))        # (N, C)
     metrics = model.task.evaluate(probabilities, targets)
-    own_dev = a.data is None and a.split == "dev"
+    own_dev = own and a.split == "dev"
     print("\n".join(model.task.metric_lines({folder.name: metrics}, name, rows, fitted=own_dev)))
     max_tokens = model.head.length_limit(model.max_length)[1]
     mistakes = model.task.confusion_text(probabilities, targets)

@@ -79,7 +79,7 @@ def main(arguments=None):
     run_files, place = RunFolder(out), out / NEW_MODEL
     with run_files.lock():
         check_out_folder(out, False, a.overwrite)          # another merge may just have ended
-        rows, name = choose_rows(a, folder, model)
+        rows, name, _ = choose_rows(a, folder, model)
         encoded, _ = encode_examples(model, rows)
         set_precision(model, "fp32")
 

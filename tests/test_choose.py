@@ -282,6 +282,19 @@ def test_facts_are_those_of_the_data_and_of_the_estimator(place, capsys):
     assert short["limit"] == short["length"] == 5 and short["over"] > 0.5
 
 
+def test_texts_in_two_splits_are_told(place, capsys, tmp_path):
+    """A comparison shows its test scores there, and these texts flatter them."""
+    assert "WARNING" not in asked(place, capsys)
+    lines = (place / "data.csv").read_text().splitlines()
+    again = [line.replace(",train", ",test") for line in lines if line.endswith(",train")][:5]
+    (tmp_path / "again.csv").write_text("\n".join([*lines, *again]))
+    out = asked(place, capsys, "--data", tmp_path / "again.csv")
+    warning = "5 text(s) of train stand in test too and flatter its scores: remove them from train"
+    assert f"\n  WARNING: {warning}\n" in out
+    found = json.loads(asked(place, capsys, "--data", tmp_path / "again.csv", "--json"))
+    assert found["data"]["warnings"] == [warning]
+
+
 def test_the_page_fits_and_ends_with_a_command(place, capsys):
     out = asked(place, capsys, "--max-length", "5")
     assert max(len(line) for line in out.splitlines()

@@ -490,6 +490,53 @@ def test_the_file_of_a_run_is_judged_by_the_split_of_the_run(place, call, refuse
             "--model", run, "--data", other, "--split", "test")
 
 
+def test_a_run_s_data_are_not_read_by_another_quoting(place, call, refused, tmp_path):
+    """Texts decide the split: read with their quotes, rows that were learned would be judged."""
+    data, run, other = tmp_path / "data.csv", tmp_path / "run", tmp_path / "other.csv"
+    rows = [f'"{row["text"]}",{row["label"]}\n' for row in read_csv(place / "data.csv")]
+    data.write_text("text,label\n" + "".join(rows))
+    trained(place, call, run, data=data, few_rows="off", epochs=1)
+    for more in [], ["--data", data]:
+        refused(["--quoting none", str(run), "--quoting auto", "leave --quoting out"], tmp_path,
+                evaluate, "--model", run, *more, "--quoting", "none")
+        assert call(evaluate, "--model", run, *more, "--quoting", "auto")[0] == 0
+    other.write_text("text,label\n" + "".join(rows[1:]))
+    for quoting in "none", "double":
+        code, out, err = call(evaluate, "--model", run, "--data", other, "--quoting", quoting)
+        assert code == 0 and "all rows" in out, err
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_no_dev_rows_are_taken_from_the_train_rows_of_other_data(kind, place, call, refused,
+                                                                 tmp_path):
+    """Seed 0 would call rows dev that the run, of another seed, has learned."""
+    data, run, marked = tmp_path / "data", tmp_path / "run", read_csv(place / "data.csv")
+    rows = {split: [f"{row['text']},{row['label']}" for row in marked if row["split"] in names]
+            for split, names in (("train", ("train", "dev")), ("test", ("test",)))}
+    if kind == "folder":
+        data.mkdir()
+
+    def write():
+        if kind == "folder":
+            for split, lines in rows.items():
+                (data / f"{split}.csv").write_text("\n".join(["text,label", *lines]))
+        else:
+            lines = [f"{line},{split}" for split in rows for line in rows[split]]
+            data.with_suffix(".csv").write_text("\n".join(["text,label,split", *lines]))
+        return data if kind == "folder" else data.with_suffix(".csv")
+    trained(place, call, run, data=write(), seed=3, epochs=1, few_rows="off")
+    found = tmp_path / "found.json"
+    code, _, err = call(evaluate, "--model", run, "--data", write(), "--split", "dev",
+                        "--out", found)
+    assert code == 0 and 0 < json.loads(found.read_text())["rows"] < len(rows["train"]), err
+    rows["train"].append("one more rose,garden")
+    refused([str(write()), "has no dev rows", "mark some", "another --split"], tmp_path, evaluate,
+            "--model", run, "--data", write(), "--split", "dev")
+    code, _, err = call(evaluate, "--model", run, "--data", write(), "--split", "train",
+                        "--out", found, "--overwrite")
+    assert code == 0 and json.loads(found.read_text())["rows"] == len(rows["train"]), err
+
+
 def test_other_columns_of_a_run_s_data_are_read_in_the_same_rows(place, call, tmp_path):
     """A second column of labels; the split of a run was made by the first one."""
     data, run = tmp_path / "data.csv", tmp_path / "run"
@@ -500,7 +547,7 @@ def test_other_columns_of_a_run_s_data_are_read_in_the_same_rows(place, call, tm
                                     *[(*row, label) for row, label in zip(rows, again)]])
     trained(place, call, run, data=data, few_rows="off", epochs=1)
     flags = evaluate.parse(["--model", str(run), "--label-column", "again"])
-    found, _ = choose_rows(flags, run, Classifier.load(run))
+    found, *_ = choose_rows(flags, run, Classifier.load(run))
     assert ([(row.row, row.label) for row in found]
             == [(int(row["line"]), again[int(row["line"]) - 2])
                 for row in read_csv(run / "predictions.csv")])

@@ -388,6 +388,21 @@ def test_a_class_with_fewer_rows_than_a_size_is_noted(call, tmp_path):
     assert note in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_texts_in_two_splits_are_told_before_training_and_in_the_table(call, tmp_path):
+    rows = [(f"{label} {i}", label, split) for label in "ab" for split in ("train", "test")
+            for i in range(4)] + [("a new", "a", "dev"), ("b new", "b", "dev"), ("A 0", "a", "dev")]
+    with open(tmp_path / "data.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "split"), *rows])
+    code, printed, err = call("--models", "majority", "--seeds", "1", "--data",
+                              tmp_path / "data.csv", "--out", tmp_path / "out")
+    warnings = [f"WARNING: {count} text(s) of {one} stand in {other} too and flatter its scores: "
+                f"remove them from {one}" for count, one, other in (
+                    (1, "train", "dev"), (8, "train", "test"), (1, "dev", "test"))]
+    assert code == 0 and printed.splitlines()[:3] == warnings, err
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert all(f"\n{line}.\n" in table for line in warnings)
+
+
 def test_a_file_without_splits_is_split_once_for_all_seeds(place, call, started, tmp_path):
     rows = small.texts_of(random.Random(3), 60)
     with open(tmp_path / "plain.csv", "w", newline="") as file:

@@ -28,9 +28,10 @@ from minillmclf.cli import training_run
 from minillmclf.cli.parser import run
 from minillmclf.errors import InputError
 from minillmclf.cli.settings import Settings, read_settings
-from minillmclf.folds.arena import WINNERS
+from minillmclf.folds.arena import WINNERS, read_arena
 from minillmclf.folds.reading import read_source
 from minillmclf.folds.split import choose_dev_rows, grouped_folds, assign_folds, stratified_folds
+from minillmclf.folds.stacking import read_member
 from minillmclf.folds.submission import SubmissionForm, check_submission, submission_text
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3, folds=3)
@@ -277,6 +278,9 @@ def test_a_fold_is_judged_on_its_held_out_rows(place, tmp_path):
             assert found["log_loss"] == pytest.approx(expected["log_loss"], abs=1e-6)
         with pytest.raises(InputError, match="fold . of 3 .* held-out rows.* leave out --split"):
             evaluate.main([*given, *data, "--overwrite", "--split", "train"])
+        for data in ([], data):
+            with pytest.raises(InputError, match="by --quoting auto, .*: leave --quoting out"):
+                evaluate.main([*given, *data, "--overwrite", "--quoting", "none"])
 
 
 def test_cross_fitting_leaves_the_held_out_fold_alone():
@@ -503,6 +507,23 @@ def test_memory_is_worth_nothing(place, call, tmp_path, monkeypatch, group, leak
         assert found["all"]["log_loss"] == pytest.approx(np.log(2)) and found["temperature"] == 1.0
 
 
+def test_texts_in_several_folds_are_told_before_training(place, call, tmp_path, monkeypatch):
+    """The data doctor prints what it finds in fold 1 alone."""
+    rows = [(f"text {i}", f"author {i}", "ab"[i % 2]) for i in range(24)]
+    again = [(text, f"new author {i}", "a") for i, text in enumerate(
+        ("Oh no", "oh  NO", "OH no", "oh no"))]
+    Memory(monkeypatch, lambda texts: texts[0])
+    for made, group, told in ((rows, "author", 0), (rows + again, "", 0),
+                              (rows + again, "author", 1)):
+        out = tmp_path / f"out{len(made)}{group}"
+        code, said, err = call("--model", place / "bert", "--out", out, *QUICK, "--group", group,
+                               "--data", write(tmp_path / "data.csv", ("text", "author", "label"),
+                                               made))
+        assert code == 0 and said.count("WARNING") == told, err
+        before = said.partition("[fold 1")[0]
+        assert ("WARNING: 1 text(s) stand in several folds, and flatter" in before) == bool(told)
+
+
 def leaky_dataset(s, source, which, fold, labels):
     from minillmclf.text.data import Dataset
     train_rows = [e for e, f in zip(source.examples, which) if f != fold]
@@ -648,6 +669,9 @@ def test_arena_from_end_to_end(place, arena, call, tmp_path, readout):
     assert code == 0, err
     found = read(tmp_path / "out" / "submission.csv")
     assert list(found[0]) == ["id", *WINNERS] and [r["id"] for r in found] == list("0123")
+    ids, tests = read_arena(arena / "train.csv")[1], read_arena(arena / "test.csv", False)[0]
+    member = read_member(tmp_path / "out", ids, [e.texts for e in tests], ["tie", "b", "a"])
+    assert member.test.shape == (4, 3), "also where the model reads the prompt with an answer"
     groups = collections.defaultdict(set)
     for row, source in zip(read(tmp_path / "out" / "oof.csv"), read(arena / "train.csv")):
         assert row["id"] == source["id"]

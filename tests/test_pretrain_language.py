@@ -223,6 +223,16 @@ def test_pairs_are_read_and_those_that_do_not_fit_left_out(tmp_path):
         read_pairs([str(path)])
 
 
+def test_pairs_that_are_not_marked_train_are_skipped(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"a {split}", "answer": "c", "Split": split})
+                            + "\n" for split in ("train", "test", "dev", "training")))
+    assert read_pairs([str(path)])[0] == [("a train", "c"), ("a training", "c")]
+    path.write_text('{"prompt": "a", "answer": "b", "split": "held"}\n')
+    with pytest.raises(InputError, match="pairs.jsonl, line 1: column 'split' says 'held'"):
+        read_pairs([str(path)])
+
+
 # ---- the losses
 
 def student_of(arch, tokenizer):

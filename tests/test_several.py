@@ -517,10 +517,15 @@ def test_a_saved_run_predicts_and_is_judged_the_same(trained, tmp_path, capsys):
             "'lost'", "refund")
 
 
-def test_only_the_run_s_own_dev_rows_are_said_to_have_fitted_the_thresholds(trained, capsys):
+def test_only_the_run_s_own_dev_rows_are_said_to_have_fitted_the_thresholds(trained, tmp_path,
+                                                                             capsys):
     run, data, _ = trained
-    for more, said in ([], False), (["--split", "dev"], True), \
-            (["--split", "dev", "--data", str(data)], False):
+    same, other = tmp_path / "same.csv", tmp_path / "other.csv"
+    same.write_bytes(data.read_bytes())
+    other.write_bytes(data.read_bytes() + b"my parcel is late,,test\n")
+    dev = ["--split", "dev"]
+    for more, said in ([], False), (dev, True), ([*dev, "--data", str(data)], True), \
+            ([*dev, "--data", str(same)], True), ([*dev, "--data", str(other)], False):
         assert evaluate_command.main(["--model", str(run), *more]) == 0
         assert ("are fitted to these same rows" in capsys.readouterr().out) == said, more
 

@@ -14,6 +14,7 @@ from minillmclf import Classifier
 from minillmclf.classify.swap import swap_columns, swap_texts
 from minillmclf.errors import InputError
 from minillmclf.folds import stacking
+from minillmclf.folds.submission import scores_key
 from minillmclf.models.tensor_files import write_tensors
 from minillmclf.text.examples import Example
 from minillmclf.training.metrics import evaluate
@@ -209,8 +210,9 @@ def test_vectors_of_a_model(tmp_path):
     assert torch.allclose(p[0, [1, 0, 2]], p[1], atol=1e-3)
 
 
-def folds_folder(folder, rows, logits, tests):
-    """What the command folds leaves behind, as far as a stack reads it."""
+def folds_folder(folder, rows, logits, texts, tests):
+    """What the command folds leaves behind, as far as a stack reads it. texts: of the test rows;
+    tests: their logits, for each fold."""
     folds, p = folds_of(rows), logits.softmax(1)
     lines = ["id,line,fold,label,predicted,p_a,p_b,p_tie"]
     for number, row in enumerate(rows):
@@ -218,32 +220,42 @@ def folds_folder(folder, rows, logits, tests):
         lines.append(f"{100 + number},{row.row},{folds[number] + 1},{row.label},a,{values}")
     folder.mkdir(exist_ok=True)
     (folder / "oof.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for fold, scores in enumerate(tests):
-        (folder / f"fold-{fold + 1}").mkdir(exist_ok=True)
-        write_tensors(folder / f"fold-{fold + 1}" / "scores-test.safetensors",
-                      {"scores": scores}, {})
+    for number, scores in enumerate(tests, 1):
+        fold = folder / f"fold-{number}"
+        fold.mkdir(exist_ok=True)
+        (fold / "run.json").write_text("{}")
+        write_tensors(fold / "scores-test.safetensors", {"scores": scores},
+                      scores_key(fold, [Example(row, None, 0) for row in texts]))
     return folder
 
 
 def test_a_folder_of_folds_is_a_member(tmp_path):
     rows, draw = battles(9), torch.Generator().manual_seed(3)
+    texts = [row.texts for row in battles(4, 1)]
     logits = torch.randn(9, 3, generator=draw, dtype=torch.float64)
     tests = [torch.randn(4, 3, generator=draw) for _ in range(3)]
-    folder, ids = folds_folder(tmp_path / "bert", rows, logits, tests), range(100, 109)
-    member = stacking.read_member(folder, ids, 4, LABELS, folds_of(rows))
+    folder, ids = folds_folder(tmp_path / "bert", rows, logits, texts, tests), range(100, 109)
+    member = stacking.read_member(folder, ids, texts, LABELS, folds_of(rows))
     assert member.name == "bert"
     assert torch.allclose(member.out_of_fold, logits.log_softmax(1), atol=1e-6)
     mean = sum(each.double().softmax(1) for each in tests) / 3
     assert torch.allclose(member.test.exp(), mean, atol=1e-6)
-    for wrong, words in (((range(9), 4, LABELS), "are not the 9 rows of the data"),
-                         ((ids, 5, LABELS), r"shape \(4, 3\), should be \(5, 3\)"),
-                         ((ids, 4, [*LABELS, "both"]), "has no column 'p_both'"),
-                         ((ids, 4, LABELS, [0] * 9), "has other folds")):
+    turned = stacking.read_member(folder, ids, texts, ["tie", "a", "b"])
+    for found, columns in ((turned.out_of_fold, member.out_of_fold), (turned.test, member.test)):
+        assert torch.allclose(found, columns[:, [2, 0, 1]])
+    for wrong, words in (((range(9), texts, LABELS), "are not the 9 rows of the data"),
+                         ((ids, texts[:3], LABELS), "its 4 rows are not these 3 test rows"),
+                         ((ids, texts[::-1], LABELS), "its 4 rows are not these 4 test rows"),
+                         ((ids, texts, [*LABELS, "both"]), "has no column 'p_both'"),
+                         ((ids, texts, LABELS[:2]), r"shape \(4, 3\), should be \(4, 2\)"),
+                         ((ids, texts, LABELS, [0] * 9), "has other folds")):
         with pytest.raises(InputError, match=words):
             stacking.read_member(folder, *wrong)
-    (folder / "fold-2" / "scores-test.safetensors").unlink()
-    with pytest.raises(InputError, match="run folds with --test"):
-        stacking.read_member(folder, ids, 4, LABELS)
+    for name in "scores-test.safetensors", "run.json":
+        (folder / "fold-2" / name).unlink()
+        with pytest.raises(InputError, match=f"{name}: is not there: run folds with --test"):
+            stacking.read_member(folder, ids, texts, LABELS)
+        folds_folder(folder, rows, logits, texts, tests)
 
 
 def test_a_text_without_a_token_has_a_vector(tmp_path):

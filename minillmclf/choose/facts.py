@@ -9,7 +9,7 @@ from ..classify.sentence_vectors import sentence_settings
 from ..classify.swap import is_preference
 from ..errors import InputError, is_exercise
 from ..files import CHECKPOINTS, find_model
-from ..text.doctor import SPLITS, percentile, unknown_share
+from ..text.doctor import SPLITS, examine_data, percentile, shared_warnings, unknown_share
 from ..cli.device import memory_of
 from ..cli.few_rows import are_few, learned_rows, rows_a_class
 from ..cli.fits import USABLE
@@ -20,14 +20,15 @@ from ..tuning.quant_files import open_checkpoint
 
 def data_facts(data):
     """Rows, classes and texts of a Dataset -> dict. "rows_per_class": of those that are learned
-    with the settings for few rows; "few": does train choose these by itself?"""
+    with the settings for few rows; "few": does train choose these by itself? "warnings": of texts
+    in two splits."""
     rows = Counter(example.label for example in data.train)
     rarest, learned = min(rows, key=rows.get), learned_rows(Settings(), data, ())
     return {"rows": {name: len(getattr(data, name)) for name in SPLITS}, "labels": data.labels,
             "rarest": rarest, "rarest_rows": rows[rarest],
             "imbalance": max(rows.values()) / rows[rarest], "texts": len(data.columns),
             "preference": is_preference(data), "rows_per_class": rows_a_class(learned, data),
-            "few": are_few(learned, data)}
+            "few": are_few(learned, data), "warnings": [*shared_warnings(examine_data(data))]}
 
 
 def machine_facts():

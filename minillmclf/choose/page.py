@@ -57,6 +57,7 @@ def data_lines(data, models):
              f"{rows['test']:,} test), {texts}, {classes} classes",
              f"  the rarest class, {data['rarest']!r:.40}, has {data['rarest_rows']:,} train rows, "
              f"the largest {data['imbalance']:.1f} times as many{remedy}",
+             *(f"  WARNING: {line}" for line in data["warnings"]),
              LENGTHS_LINE.format("tokens", "kind", "median", "95 %", "it takes", "longer",
                             "classes x tokens of a label text")]
     for m in models:

@@ -20,7 +20,7 @@ from ..text.splits import row_splits, split_column
 from ..text.table_files import MEMORY, read_table
 from .outputs import input_paths
 from .rows import hold_out_as_asked, reading_options, text_columns
-from .settings import read_settings
+from .settings import Settings, read_settings
 
 HELD_OUT = "predictions.csv"             # of a fold's run: its held-out rows, and answers to them
 
@@ -79,10 +79,11 @@ def is_learned(record, tables):
 
 
 def choose_rows(a, folder, model):
-    """The rows to evaluate, read as the model's training rows were -> (Examples, their name).
+    """The rows to evaluate, read as the model's training rows were -> (Examples, their name, are
+    they of the run's own data?).
 
     a: the command's flags; folder: of the model. InputError where the run's data have changed or
-    are not found, and where --split has no rows.
+    are not found, where --quoting reads them in another way, and where --split has no rows.
     """
     own, options, split = a.data is None, reading_options(model, a), a.split or "test"
     options["multi_label"] = model.task.MULTI_LABEL
@@ -94,7 +95,7 @@ def choose_rows(a, folder, model):
         record = {"data": {}}
     fold = is_fold(record)
     if fold and own:
-        return held_out_rows(a, folder, record)
+        return *held_out_rows(a, folder, record), True
     name = read_settings({}, record_file(folder)).data if own else a.data
     if own:
         refuse_lost_data(name, folder)
@@ -104,19 +105,32 @@ def choose_rows(a, folder, model):
         raise InputError(f"{name}: has changed since {folder} was trained on it: name the rows "
                          "to judge with --data")
     if learned and fold and not (split_column(table) and split == "test"):
-        return held_out_rows(a, folder, record)
+        return *held_out_rows(a, folder, record), True
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if learned and not fold:
+        refuse_other_quoting(a, folder, record)
         s = replace(read_settings({}, record_file(folder)), data=name)
         rows = rows_of_run(a, model, s, tables, options)
     elif table is None:
-        rows = getattr(load_data(name, columns, label, needs_dev=False, **options), split)
+        rows = rows_of_folder(name, split, columns, label, options)
     else:
         rows, split = rows_of_file(a, table, columns, label, options)
     if not rows:
-        raise InputError(f"{name}: has no {split} rows: choose another --split")
-    return rows, f"{name}, {split}"
+        mark = "" if learned else f"mark some (column split, or a file {split}.csv), or "
+        raise InputError(f"{name}: has no {split} rows: {mark}choose another --split")
+    return rows, f"{name}, {split}", learned
+
+
+def refuse_other_quoting(a, folder, record):
+    """InputError if --quoting reads a run's own data in another way than the run did: the texts
+    decide which rows are held out, so training rows could be judged."""
+    asked = getattr(a, "quoting", None)
+    known = record["settings"].get("quoting", Settings().quoting)
+    if asked not in (None, known):
+        raise InputError(f"--quoting {asked}: {short(folder, 200)} was trained on these data by "
+                         f"--quoting {known}, and another reading splits them in another way: "
+                         "leave --quoting out")
 
 
 def refuse_lost_data(name, folder):
@@ -148,6 +162,14 @@ def rows_of_run(a, model, s, tables, options):
     return rows
 
 
+def rows_of_folder(name, split, columns, label, options):
+    """The rows of a split of a folder, as its files mark them -> Examples; [] if it has none."""
+    data = load_data(name, columns, label, needs_dev=False, **options)
+    if data.source["dev_from_train"]:
+        data.train, data.dev = data.train + data.dev, []
+    return getattr(data, split)
+
+
 def rows_of_file(a, table, columns, label, options):
     """The rows of --split of a file that has a column split, else all -> (Examples, which)."""
     if not split_column(table) and a.split:
@@ -157,14 +179,13 @@ def rows_of_file(a, table, columns, label, options):
     split = a.split or "test" if split_column(table) else "all rows"
     rows = [row for row, part in zip(rows, parts) if split in (part, "all rows")]
     refuse_blank(a.data, rows)
-    if not rows and split == "dev" and "train" in parts:
-        rows = load_data(table, columns, label, needs_dev=False, **options).dev   # taken from train
     return rows, split
 
 
 def held_out_rows(a, folder, record):
     """The rows that a fold's model has not seen, from its predictions.csv -> (Examples, name)."""
     part = record["data"]["split"]
+    refuse_other_quoting(a, folder, record)
     if a.split not in (None, "test") or a.text_column or a.label_column:
         raise InputError(f"{folder}: is {part} of a cross-validation, and is judged on its "
                          "held-out rows, as they were read: leave out --split, --text-column and "

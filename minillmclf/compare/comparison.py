@@ -16,6 +16,7 @@ from ..cli.settings import Settings, read_settings
 from ..errors import InputError, is_exercise
 from ..files import find_model, remove_path, write_json, write_text
 from ..report.figures import save_figure
+from ..text.doctor import examine_data, shared_warnings
 from ..text.table_files import read_table
 from ..tuning import tune
 from ..tuning.quant_files import open_checkpoint
@@ -46,7 +47,8 @@ def compare(a, overwrite):
     shared = read_settings({key: flags[key] for key in (*SHARED_SETTINGS, "text_column")
                             if key in flags})
     data = load_dataset(replace(shared, readout="labels"))
-    notes = notes_on_sizes(a.learning_curve, data)
+    notes = [*notes_on_sizes(a.learning_curve, data),
+             *(f"WARNING: {line}" for line in shared_warnings(examine_data(data)))]
     with lock_folder(out):
         if not overwrite:
             refuse_other_comparison(out, data)

@@ -98,6 +98,12 @@ def read_texts(record, where):
     return tuple(join_turns(one) for one in turns)
 
 
+def as_pair(texts):
+    """(prompt, a, b) -> (prompt and a, b), for a model that reads two texts."""
+    prompt, a, b = texts
+    return f"{prompt}\n\n{a}", b
+
+
 def read_turns(cell):
     """A cell as a list of turns, each a string or None; None if the cell is no such list."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):

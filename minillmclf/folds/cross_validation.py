@@ -30,7 +30,7 @@ from ..training.metrics import METRICS, evaluate
 from ..training.parallel import processes as parallel
 from ..tuning.quant_files import open_checkpoint
 from .reading import Source, read_source, read_test
-from .split import choose_dev_rows, assign_folds
+from .split import assign_folds, choose_dev_rows, straddling_warning
 from .submission import (SubmissionForm, check_submission, refuse_other_submission, scores_key,
                          submission_text)
 
@@ -178,6 +178,8 @@ def train_and_predict(plan, place, overwrite):
         options = classifier_options(s, data.columns)
         empty = Classifier.empty(open_checkpoint(s.model), plan.labels, **options)
         encode_examples(empty, plan.test.examples)
+    for line in straddling_warning(plan.source.examples, plan.folds):
+        print(line, flush=True)
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
     folds, test_logits = torch.tensor(plan.folds), []
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
@@ -200,11 +202,9 @@ def train_fold(s, data, folder, overwrite, say):
 
 
 def fold_logits(s, folder, name, examples):
-    """The logits (N, C) of the examples by a fold's saved model, on the CPU in float64.
-
-    They are cached in scores-NAME.safetensors with a hash of the run and of the texts. Each process
-    loads the whole model here, even with --parallel fsdp.
-    """
+    """The logits (N, C) of the examples by a fold's saved model, on the CPU in float64. They are
+    cached in scores-NAME.safetensors with a hash of the run and of the texts. Each process loads
+    the whole model here, even with --parallel fsdp."""
     parallel.barrier()                                        # until the model is saved
     path, key = folder / f"scores-{name}.safetensors", scores_key(folder, examples)
     if path.exists():

@@ -9,7 +9,7 @@ from ..files import short
 from ..text.examples import default_label_column, make_examples, refuse_blank, split_names, text_key
 from ..text.splits import row_splits, split_column
 from ..text.table_files import read_table
-from .arena import FIELDS, LABELS, WINNERS, is_arena, read_arena, read_ids
+from .arena import FIELDS, LABELS, WINNERS, as_pair, is_arena, read_arena, read_ids
 from .submission import SubmissionForm, read_form
 
 
@@ -39,8 +39,7 @@ def read_source(path, s, group="", id_column="id", labelled=True):
                                           default_label_column(table), labelled)
     kind = task_class(s)
     if arena and s.readout == "head" and kind.MAX_TEXTS < 3:
-        examples = [replace(e, texts=(f"{e.texts[0]}\n\n{e.texts[1]}", e.texts[2]))
-                    for e in examples]
+        examples = [replace(e, texts=as_pair(e.texts)) for e in examples]
         columns = ("text_a", "text_b")
     kind.check_columns(columns, s.readout)
     refuse_blank(path, examples)

@@ -1,7 +1,8 @@
 """Assign rows to k folds, with equal shares of every class, and no group in two folds.
 
 Here: a fold for each row (k-fold cross-validation: Stone 1974, "Cross-Validatory Choice and
-Assessment of Statistical Predictions"), and the dev rows of a fold's training part.
+Assessment of Statistical Predictions"), the dev rows of a fold's training part, and a warning of
+texts in several folds.
 
 Why groups: if many rows share a prompt, an author or an article, a model that memorises it scores
 well on held-out rows, but not on new data. Why equal shares: by chance a fold could get no row of a
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..text.data import hold_out
-from ..text.examples import Example
+from ..text.examples import Example, text_key
 
 
 def assign_folds(labels, groups, k, seed):
@@ -88,6 +89,17 @@ def choose_dev_rows(labels, groups, seed):
     rows = [Example((str(group),), label, row)
             for row, (label, group) in enumerate(zip(labels, groups))]
     return [example.row for example in hold_out(rows, ("dev",), seed)["dev"]]
+
+
+def straddling_warning(examples, folds):
+    """-> a list of one warning, or none: how many texts stand in more than one fold, as they may
+    where a group is more than a text. Texts are equal as in text.examples.text_key."""
+    found = {}
+    for example, fold in zip(examples, folds):
+        found.setdefault(text_key(example.texts), set()).add(fold)
+    count = sum(len(its_folds) > 1 for its_folds in found.values())
+    return [f"WARNING: {count} text(s) stand in several folds, and flatter the scores: put equal "
+            "texts into one group, or remove the copies"] * (count > 0)
 
 
 def check_folds(k, count, name):

@@ -1,7 +1,7 @@
 """Stacking: a small regression on what several models say of rows that they have not seen.
 
     bag = bag_of_words_member(rows, groups, folds, test_texts, labels)
-    bert = read_member("runs/bert", ids, len(test_texts), labels)       # of minillmclf.folds
+    bert = read_member("runs/bert", ids, test_texts, labels)            # of minillmclf.folds
     stack = fit_stack(rows, [bag, bert], folds, labels)
     probabilities = stack.predict(test_texts, [bag, bert])
 
@@ -25,10 +25,12 @@ from ..classify.swap import (add_swapped, average_orders, side_numbers, swap_col
 from ..errors import InputError
 from ..files import short
 from ..models.tensor_files import open_tensors
+from ..text.examples import Example
 from ..text.table_files import read_table
 from ..training.probe import features_of, minimise
-from .arena import EMPTY
+from .arena import EMPTY, as_pair
 from .split import choose_dev_rows
+from .submission import scores_key
 
 STRENGTHS = (10.0, 30.0, 100.0, 300.0, 1000.0)   # of the stack's L2 penalty; other folds choose
 VECTOR_STRENGTH = 3000.0                         # of `vector_member`, whose features are many
@@ -73,12 +75,14 @@ def log_mean(each):
     return logs.logsumexp(0) - math.log(len(each))
 
 
-def read_member(folder, ids, test_rows, labels, folds=None):
-    """A folder of `python -m minillmclf.folds --test ...` -> Member. ids: of the N rows of --data,
-    in their order; test_rows: how many --test has; folds: (N,), what they should be. InputError if
-    the folder has other rows or folds: a row that another member has learned from would leak."""
+def read_member(folder, ids, test_texts, labels, folds=None):
+    """A folder of `python -m minillmclf.folds --test ...` -> Member, with columns as `labels`. ids:
+    of the N rows of --data, in their order; test_texts: (prompt, a, b) of the M rows of --test;
+    folds: (N,), what they should be. InputError if the folder has other rows, test rows, classes or
+    folds: a row that another member has learned from would leak."""
     path = Path(folder) / "oof.csv"
-    rows = [row for _, row in read_table(path, "double").rows]
+    table = read_table(path, "double")
+    rows = [row for _, row in table.rows]
     columns = ["id", "fold", *(f"p_{label}" for label in labels)]
     if missing := [name for name in columns if name not in rows[0]]:
         raise InputError(f"{path}: has no column {short(missing[0])}: it should be of a run of "
@@ -91,21 +95,30 @@ def read_member(folder, ids, test_rows, labels, folds=None):
         raise InputError(f"{path}: has other folds than the rest of the stack: run folds with the "
                          "same --folds, --group and --seed")
     p = np.array([[row[f"p_{label}"] for label in labels] for row in rows], float)  # (N, C)
-    each = [read_scores(Path(folder) / f"fold-{fold + 1}" / "scores-test.safetensors",
-                        (test_rows, len(labels))) for fold in range(max(own) + 1)]
+    its_columns = [name for name in table.columns if name.startswith("p_")]
+    order = [its_columns.index(name) for name in columns[2:]]
+    each = [read_scores(Path(folder) / f"fold-{fold + 1}", test_texts, len(labels))[:, order]
+            for fold in range(max(own) + 1)]
     return Member(Path(folder).name, torch.from_numpy(np.log(np.clip(p, LOWEST, 1))),
                   log_mean(each))
 
 
-def read_scores(path, shape):
-    """The logits of test rows that folds has kept for a fold. InputError for another shape."""
-    if not path.exists():
-        raise InputError(f"{path}: is not there: run folds with --test")
+def read_scores(fold, texts, classes):
+    """The logits (M, classes) that folds has kept for the test rows in the folder of a fold.
+    InputError if they are of other texts, or have another shape."""
+    path = fold / "scores-test.safetensors"
+    for needed in (path, fold / "run.json"):
+        if not needed.exists():
+            raise InputError(f"{needed}: is not there: run folds with --test")
     with open_tensors(path) as file:
-        scores = file.get_tensor("scores")
-    if tuple(scores.shape) != shape:
-        raise InputError(f"{path}: scores of shape {tuple(scores.shape)}, should be {shape}: run "
-                         "folds on these test rows")
+        scores, key = file.get_tensor("scores"), file.metadata()
+    read = (texts, [as_pair(row) for row in texts])        # by a model of three texts, or of two
+    if key not in [scores_key(fold, [Example(row, None, 0) for row in rows]) for rows in read]:
+        raise InputError(f"{path}: its {len(scores)} rows are not these {len(texts)} test rows, or "
+                         "the run has changed: run folds with these rows as --test, in a new --out")
+    if tuple(scores.shape) != (len(texts), classes):
+        raise InputError(f"{path}: scores of shape {tuple(scores.shape)}, should be "
+                         f"{(len(texts), classes)}: run folds on the classes of the stack")
     return scores
 
 

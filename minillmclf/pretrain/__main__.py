@@ -34,7 +34,7 @@ def parse(arguments=None):
                         "times as often")
     p.add_argument("--pairs", nargs="+", metavar="FILE.jsonl[:WEIGHT]",
                    help='clm, spans: lines {"prompt": ..., "answer": ...}, only answers are '
-                        "learned")
+                        "learned; here and in --text, a column split skips all but train rows")
     p.add_argument("--objective", choices=list(ARCH), default="distill",
                    help="distill: a BERT from a teacher's vectors; mlm: masked words, a BERT; clm: "
                         "the next word, a LLaMA; spans: missing spans, a T5 [distill]")

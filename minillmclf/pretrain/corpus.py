@@ -59,9 +59,13 @@ def read_documents(specs):
 
 
 def read_pairs(specs):
-    """Lines {"prompt": ..., "answer": ...} -> list of (prompt, answer), list of weights."""
+    """Lines {"prompt": ..., "answer": ...} -> list of (prompt, answer), list of weights. Of a file
+    with a column `split`, its train rows."""
     def pairs(path):
-        for line, row in read_table(path).rows:
+        table = read_table(path)
+        for (line, row), split in zip(table.rows, row_splits(table)):
+            if split != "train":
+                continue
             pair = row.get("prompt"), row.get("answer")
             if not all(isinstance(text, str) and text.strip() for text in pair):
                 raise InputError(f'{path}, line {line}: should hold a "prompt" and an "answer", '

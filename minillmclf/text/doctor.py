@@ -222,6 +222,11 @@ def row_warnings(r: DataReport, remedy: str):
         if any(counts.values()):
             numbers = ", ".join(f"{number} {s}" for s, number in counts.items() if number)
             yield f"{numbers} row(s) {fault}"
+    yield from shared_warnings(r)
+
+
+def shared_warnings(r: DataReport):
+    """Yield a sentence for each two splits with texts in both."""
     for pair, count in r.shared.items():
         if sum(count.values()):
             yield (f"{sum(count.values())} text(s) of {pair.replace('/', ' stand in ')} too and "

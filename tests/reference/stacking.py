@@ -58,7 +58,7 @@ def members_of(a, rows, groups, folds, tests):
         seconds[Path(name).name] = time.process_time() - begin
         print(f"{name}: {seconds[Path(name).name]:.0f} s", flush=True)
     for folder in a.members:
-        found[Path(folder).name] = read_member(folder, range(len(rows)), len(tests), LABELS, folds)
+        found[Path(folder).name] = read_member(folder, range(len(rows)), tests, LABELS, folds)
     return found, seconds
 
 
