@@ -454,7 +454,8 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("old, new", [("plain", "plain"), ("lora", "plain"), ("lora", "lora")])
+@pytest.mark.parametrize("old, new", [("plain", "plain"), ("lora", "plain"), ("lora", "lora"),
+                                      ("plain", "lora")])
 def test_what_is_saved_over_another_model_is_what_is_loaded(old, new, near, monkeypatch):
     place, _ = near
     out, real = place / "run", os.replace
@@ -492,6 +493,58 @@ def test_what_is_saved_over_another_model_is_what_is_loaded(old, new, near, monk
     assert torch.equal(scores(Classifier.load(out)), expected)
     assert not (out / ".model.writing").exists()
     assert new == "plain" or told(out) == "../base"
+    whole = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    adapter = {"tuned.json", "adapter_config.json", "adapter_model.safetensors", "minillmclf.json"}
+    assert {path.name for path in contents(out)} == (whole if new == "plain" else adapter)
+
+
+RECORDS = ("merged.json", "metrics.jsonl", "predictions.csv", "report.html", "state.safetensors")
+
+
+@pytest.mark.parametrize("new", ["plain", "lora"])
+@pytest.mark.parametrize("has_model", [True, False])
+def test_what_described_a_model_goes_with_it_unless_its_own_run_saves(new, has_model, near):
+    place, _ = near
+    out = place / "over"
+    model = plain(place / "base", 2) if new == "plain" else Classifier.load(place / "run")
+    out.mkdir()
+    if has_model:
+        plain(place / "base", 1).save(out)
+    (out / "notes.txt").write_text("mine")
+    for name in RECORDS:
+        (out / name).write_text("old")
+    model.save(out, in_run=True)
+    assert {path.name for path in out.iterdir()} >= {*RECORDS, "notes.txt"}
+    model.save(out)                                        # what is of no run is the user's
+    assert {path.name for path in out.iterdir()} >= {*RECORDS[1:], "notes.txt"}
+    assert not (out / "merged.json").exists()
+    for text in ("mine", "{}", '{"settings": {}}'):
+        (out / "run.json").write_text(text)
+        model.save(out)
+        assert (out / "run.json").exists() == ("settings" not in text)
+    left = {path.name for path in out.iterdir()}
+    assert "notes.txt" in left and not left & {*RECORDS, "run.json"}
+    assert torch.equal(scores(Classifier.load(out)), scores(model))
+
+
+def test_an_adapter_is_not_saved_over_its_base(near):
+    place, _ = near
+    before, model = contents(place), Classifier.load(place / "run")
+    with pytest.raises(InputError, match="is the base of this adapter.*another folder"):
+        model.save(place / "run" / ".." / "base")
+    assert contents(place) == before
+
+
+def test_of_another_adapter_nothing_stays_either(near, tmp_path):
+    """An adapter in PEFT's own folder, and LoRA's files under bottlenecks, which PEFT reads not."""
+    place, _ = near
+    out = shutil.copytree(place / "run" / "adapter", tmp_path / "theirs")
+    edit(out / "adapter_config.json", base_model_name_or_path=str(place / "base"))
+    for folder in (out, place / "run"):
+        expected = run_of(place / "base", folder, "houlsby")
+        assert {path.relative_to(folder).as_posix() for path in contents(folder)} == {
+            "tuned.json", "adapter/adapter_model.safetensors"}
+        assert torch.equal(scores(Classifier.load(folder)), expected)
 
 
 def test_shards_of_an_older_model_are_gone(base, tmp_path):

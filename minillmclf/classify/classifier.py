@@ -54,10 +54,13 @@ class Classifier(nn.Module):
         model = saved.load(cls, path, base, device)
         return model if device is None else model.to(device)
 
-    def save(self, path):
+    def save(self, path, in_run=False):
         """Write config.json, model.safetensors and the tokenizer's files, or, after a method like
-        LoRA, only what was trained."""
-        saved.save(self, path)
+        LoRA, only what was trained. A model that lies in the folder stays until this one is
+        written. Then it goes, with the run.json and other files of its run. in_run: the run that
+        trains this model saves it in its own folder, and its files stay. InputError if the folder
+        is the base of the adapter."""
+        saved.save(self, path, in_run)
 
     def settings(self):
         """-> the dict that config.json has under "minillmclf", which transformers ignores."""
