@@ -89,6 +89,27 @@ def test_a_change_anywhere_in_a_base_is_seen_and_its_file_named(near):
     Classifier.load(place / "run")
 
 
+def test_the_adapter_folder_of_a_run_refuses_a_changed_base_in_the_same_words(near):
+    place, expected = near
+    adapter, weights = place / "run" / "adapter", place / "base" / "model.safetensors"
+    assert torch.equal(scores(Classifier.load(adapter)), expected)
+    shutil.copytree(place / "base", place / "moved")
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    said = []
+    for folder in (place / "run", adapter):
+        with pytest.raises(InputError) as error:
+            Classifier.load(folder)
+        said.append(str(error.value).partition(": the base ")[2])
+    assert said[0] == said[1] and "has changed since this was trained" in said[0]
+    assert torch.equal(scores(Classifier.load(adapter, base=place / "moved")), expected)
+    edit(adapter / "minillmclf.json", fingerprint=...)     # as of an earlier version
+    Classifier.load(adapter)
+    edit(adapter / "minillmclf.json", fingerprint=3)
+    with pytest.raises(InputError, match="minillmclf.json: fingerprint = 3 .should be an object"):
+        Classifier.load(adapter)
+
+
 def test_a_zeroed_layer_in_the_middle_of_a_large_file_is_seen(base, tmp_path):
     """More than the two MiB that were looked at once."""
     shutil.copytree(base, tmp_path / "base")
@@ -234,6 +255,7 @@ def test_an_adapter_takes_the_names_of_its_bases_classes_if_they_are_as_many(nea
 def test_an_adapter_of_peft_keeps_the_end_that_its_bases_tokenizer_says(near):
     place, _ = near
     edit(place / "base" / "tokenizer_config.json", truncation_side="left")
+    edit(place / "run" / "adapter" / "minillmclf.json", fingerprint=...)
     assert Classifier.load(place / "run" / "adapter").head.keep == "head", "trained here"
     (place / "run" / "adapter" / "minillmclf.json").unlink()
     assert Classifier.load(place / "run" / "adapter").head.keep == "tail"
