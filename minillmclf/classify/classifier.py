@@ -56,10 +56,8 @@ class Classifier(nn.Module):
 
     def save(self, path, in_run=False):
         """Write config.json, model.safetensors and the tokenizer's files, or, after a method like
-        LoRA, only what was trained. A model that lies in the folder stays until this one is
-        written. Then it goes, with the run.json and other files of its run. in_run: the run that
-        trains this model saves it in its own folder, and its files stay. InputError if the folder
-        is the base of the adapter."""
+        LoRA, only what was trained. What lies in the folder of an earlier model goes then, and the
+        record of its run unless in_run. InputError if the folder is the base of the adapter."""
         saved.save(self, path, in_run)
 
     def settings(self):

@@ -143,7 +143,7 @@ def save_whole(model, path):
     for key in ("num_labels", *(["problem_type"] if label_texts else [])):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}
-    model.tokenizer.save(path, model.head.keep)
+    model.tokenizer.save(path, model.head.keep, None if label_texts else model.max_length)
     if quantised:                   # transformers computes in one dtype beside four bits: in fp32
         config["minillmclf"].pop("dtype", None)
     own_dtypes = [name for name, tensor in tensors.items()                 # parts of 4-bit layers

@@ -8,7 +8,7 @@ from ..classify.preference import Preference
 from ..classify.task import SingleLabel
 from ..errors import InputError
 from ..training.rates import lr_text
-from ..tuning import ADAPTER_METHODS, METHODS, tune
+from ..tuning import ADAPTER_METHODS, LORA_METHODS, METHODS, tune
 from ..tuning.frozen import half_modules
 from ..tuning.quant_files import has_four_bits
 from .device import check_device, device_lines, move
@@ -41,12 +41,18 @@ def own_head_note(settings):
     """settings: of run.json -> [a line] if transformers cannot load the run's head, or reads less
     than it does, else []."""
     pool, windows = settings.get("pool", "family"), settings.get("windows", "none")
+    side, is_lora = settings.get("truncation_side"), settings.get("method") in LORA_METHODS
     lacks, loads = "transformers has no head that", ": for a model to load there, train with"
     own = [(windows == "attention", f"{lacks} weighs windows{loads} --windows mean or none"),
            (settings.get("preference") == "bradley-terry",
             f"{lacks} compares answers{loads} --preference head"),
            (pool != "family", f"{lacks} pools {pool}{loads} --pool family --few-rows off"),
-           (windows != "none", "transformers reads the first window of a text alone")]
+           (windows != "none", "transformers reads the first window of a text alone"),
+           (side in ("middle", "both"), f"transformers has no --truncation-side {side}, and keeps "
+            f"the beginning of a long text{loads} --truncation-side right or left"),
+           (is_lora and (settings.get("max_length") or side == "left"), "with this adapter "
+            "transformers cuts a long text where the base's tokenizer says, not where this run "
+            "does: for a model to load there, merge it with python -m minillmclf.merge")]
     if settings.get("readout", "head") != "head":
         return []
     return [line for applies, line in own if applies][:1]
