@@ -15,7 +15,10 @@ from test_families import CONFIGS, LABELS, TEXTS, folders  # noqa: F401  (folder
 from test_peft_format import by_peft, made_by_peft, peft, peft_scores, tuned  # noqa: F401
 
 from minillmclf import evaluate
+from minillmclf.classify.calibrate import fit_temperature
 from minillmclf.classify.classifier import Classifier
+from minillmclf.cli.build import build_classifier, model_lines
+from minillmclf.cli.settings import read_settings
 from minillmclf.errors import InputError
 from minillmclf.files import CHECKPOINTS
 from minillmclf.text.patterns import Clock
@@ -252,6 +255,20 @@ def test_an_adapter_takes_the_names_of_its_bases_classes_if_they_are_as_many(nea
         assert Classifier.load(place / "run" / "adapter").labels == expected
 
 
+@pytest.mark.parametrize("names, method, said", [
+    (["rain", "rose", "soup"], "lora", "class 0 is 'garden', there 'rain'"),
+    (["garden", "weather", "kitchen"], "prompt", "class 1 is 'kitchen', there 'weather'"),
+    (["garden", "kitchen", "weather"], "lora", ""), (["garden", "weather", "kitchen"], "full", ""),
+    (["garden", "weather", "kitchen"], "houlsby", ""), (["garden", "weather"], "lora", "")])
+def test_a_run_tells_which_names_transformers_would_give_an_adapters_classes(names, method, said,
+                                                                             base, tmp_path):
+    assert LABELS == ["garden", "kitchen", "weather"]
+    Classifier.from_backbone(base, names).save(tmp_path)
+    s = read_settings({"model": str(tmp_path), "method": method, "device": "cpu"})
+    lines = [line for line in model_lines(s, *build_classifier(s, LABELS)) if "NOTE" in line]
+    assert len(lines) == bool(said) and said in "".join(lines)
+
+
 def test_an_adapter_of_peft_keeps_the_end_that_its_bases_tokenizer_says(near):
     place, _ = near
     edit(place / "base" / "tokenizer_config.json", truncation_side="left")
@@ -463,6 +480,18 @@ def test_a_tuned_run_reads_long_texts_as_before(built, method, base, tmp_path):
     assert again.settings() == plain.settings(), "it is not built as it was"
     text = " ".join([f"the rose and soup {word}" for word in ("rain", "salt", "wind", "tree")])
     assert again.encode([text]) == plain.encode([text]), "a long text is read otherwise"
+
+
+def test_a_calibration_that_is_fitted_again_is_the_same_one(near):
+    model, targets = Classifier.load(near[0] / "run"), [0] * len(TEXTS)
+    plain_scores, found = scores(model), []
+    for _ in range(3):
+        logits = model.compute_logits(model.encode(TEXTS)[0], calibrated=False)
+        model.task.set_calibration(fit_temperature(logits, targets))
+        found.append(model.task.calibration)
+        assert torch.equal(logits, plain_scores)
+    assert found[0] == found[1] == found[2] and found[0].temperature != 1.0
+    assert torch.equal(scores(model), found[0](plain_scores)), "it is not applied"
 
 
 # ---------------------------------------------------------------------- saved over another model

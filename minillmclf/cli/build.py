@@ -7,8 +7,9 @@ from ..classify.multilabel import MultiLabel
 from ..classify.preference import Preference
 from ..classify.task import SingleLabel
 from ..errors import InputError
+from ..files import short
 from ..training.rates import lr_text
-from ..tuning import ADAPTER_METHODS, LORA_METHODS, METHODS, tune
+from ..tuning import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, tune
 from ..tuning.frozen import half_modules
 from ..tuning.quant_files import has_four_bits
 from .device import check_device, device_lines, move
@@ -58,6 +59,20 @@ def own_head_note(settings):
     return [line for applies, line in own if applies][:1]
 
 
+def other_names_note(s, model):
+    """-> [a line] if transformers, which knows the names of an adapter's classes from the base
+    alone, gives this run's classes others, else []."""
+    names = model.config.get("id2label") or {}                    # of the base
+    names = [names.get(str(number)) for number in range(len(names))]
+    wrong = [i for i, (one, other) in enumerate(zip(names, model.labels)) if one != other]
+    is_read = s.method in ADAPTER_METHODS and s.method not in BOTTLENECK_METHODS
+    if not is_read or s.readout != "head" or len(names) != len(model.labels) or not wrong:
+        return []
+    return [f"NOTE: a pipeline of transformers gives the adapter's classes the names of the base: "
+            f"class {wrong[0]} is {short(model.labels[wrong[0]])}, there {short(names[wrong[0]])}. "
+            "Use Classifier.load, or a merged model"]
+
+
 def model_lines(s, model, trainable, total):
     """What was built, and the learning rate -> lines to print."""
     loaded = model.report.summary() if s.weights == "pretrained" else "random weights"
@@ -73,7 +88,7 @@ def model_lines(s, model, trainable, total):
         lines.append(f"in bf16: the {len(half)} frozen matrices of the body, "
                      f"{sum(module.weight.numel() for module in half):,} numbers; what learns, "
                      "norms and biases stay in fp32")
-    return lines + device_lines(model, s.precision)
+    return lines + other_names_note(s, model) + device_lines(model, s.precision)
 
 
 def check_saved(model, folder, texts):
