@@ -9,7 +9,7 @@ from ...files import short
 from . import steps
 
 ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
-LIMIT = "minillmclf_limit"     # in tokenizer_config.json: max_length, if model_max_length is less
+LIMIT = "minillmclf_limit"     # in tokenizer_config.json: max_length, if model_max_length is other
 CONFIG_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space",
                 "add_bos_token", "add_eos_token", "legacy", "split_special_tokens",
                 "split_by_punct")

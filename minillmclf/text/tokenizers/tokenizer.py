@@ -199,7 +199,7 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too.
 
         keep: which end of a long text is kept; transformers keeps the head unless it is "tail".
-        length: the most tokens that transformers keeps; None: max_length, which is read again.
+        length: the most tokens that transformers keeps, if not max_length, which is kept besides.
         """
         document, limit = self.description.document, self.max_length or int(1e30)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": self.inputs,
