@@ -15,6 +15,9 @@ IGNORED_KEYS = "MINILLMCLF_IGNORE_CONFIG_KEYS"  # environment: unknown config.js
 NEW_RUN = ".new"                        # folder in OUT: a run that will replace the one in OUT
 NEW_MODEL = ".model.writing"            # the same for a model that is saved without a run
 MERGED_RECORD = "merged.json"           # beside a merged model: of the run.json of the adapter
+STATE_FILES = ("state.safetensors", "best.safetensors")         # of a run while it trains
+RUN_RECORDS = ("run.json", MERGED_RECORD, "metrics.jsonl", "predictions.csv", "report.html",
+               *STATE_FILES)            # beside the model of a run: what describes it
 MOST_DIGITS = 400                       # of an integer in a file; Python's own limit is 4300
 
 
@@ -156,6 +159,15 @@ def write_text(path, text):
     """Write a text file, complete or not at all."""
     with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def run_records(folder):
+    """The names of the files that describe the model in a folder: all RUN_RECORDS of a run."""
+    try:
+        is_run = "settings" in read_json(Path(folder) / "run.json")
+    except InputError:
+        is_run = False
+    return RUN_RECORDS if is_run else (MERGED_RECORD,)
 
 
 def write_json(path, value):

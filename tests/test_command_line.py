@@ -439,10 +439,10 @@ def test_what_was_saved_wrongly_is_an_error_and_the_state_stays(
 ):
     asked, real = flags(place, tmp_path / "run", method=method, save_every=2), Classifier.save
 
-    def save(model, folder):
+    def save(model, folder, **more):
         with torch.no_grad():
             model.head.out.bias += 1e-3 * torch.arange(3)
-            real(model, folder)
+            real(model, folder, **more)
             model.head.out.bias -= 1e-3 * torch.arange(3)
         if fault == "is refused":
             next(folder.rglob("*model.safetensors")).write_bytes(b"")

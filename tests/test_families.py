@@ -158,6 +158,31 @@ def test_a_classifier_travels_to_transformers_and_back(name, folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("keep", ["head", "tail"])
+def test_transformers_cuts_texts_where_we_do(keep, name, folders, tmp_path):
+    transformers = imported("transformers")
+    whole = Classifier.from_backbone(folders[name], LABELS)
+    ours = Classifier.from_backbone(folders[name], LABELS, max_length=9, keep=keep)
+    ours.save(tmp_path)
+    rows = [*TEXTS, *zip(TEXTS, reversed(TEXTS))]
+    with may_refuse():
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        theirs = [tokenizer(*([row] if isinstance(row, str) else row), truncation=True).input_ids
+                  for row in rows]
+    found, cut = ours.encode(rows)
+    assert [ids for ids, _ in found] == theirs and cut > len(TEXTS)
+    again = Classifier.load(tmp_path)
+    assert again.encode(rows) == ours.encode(rows) and again.settings() == ours.settings()
+    assert again.tokenizer.max_length == whole.max_length > 9, "the limit of the base is lost"
+    assert Classifier.from_backbone(tmp_path, LABELS).max_length == whole.max_length
+    before = (tmp_path / "tokenizer_config.json").read_bytes()
+    again.save(tmp_path)
+    assert (tmp_path / "tokenizer_config.json").read_bytes() == before
+    whole.save(tmp_path)
+    assert b"minillmclf" not in (tmp_path / "tokenizer_config.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_classifier_comes_back_from_its_own_folder(name, folders, tmp_path):
     ours = classifier(folders[name])
     ours.save(tmp_path)

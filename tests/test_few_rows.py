@@ -335,6 +335,13 @@ SETTINGS = {"epochs": 1, "min_steps": 30, "batch_size": 9, "lr": 3e-3, "baseline
     ({"pool": "mean", "readout": "label_texts"}, ""),
     ({"windows": "attention"}, "no head that weighs windows: .* --windows mean or none$"),
     ({"windows": "max"}, "reads the first window of a text alone$"),
+    ({"truncation_side": "left", "max_length": 64, "method": "full"}, ""),
+    ({"truncation_side": "middle"}, "no --truncation-side middle, .* beginning of a long text: "),
+    ({"truncation_side": "both", "method": "lora"}, "side both, .* right or left$"),
+    ({"truncation_side": "right", "max_length": 64, "method": "lora"}, "where the base's tokenizer "
+     "says, .* minillmclf.merge$"), ({"truncation_side": "left", "method": "dora"}, "base's token"),
+    ({"truncation_side": "right", "max_length": 0, "method": "lora"}, ""),
+    ({"truncation_side": "middle", "readout": "labels"}, ""),
     ({"windows": "mean", "pool": "last"}, "no head that pools last: "),
     ({"preference": "bradley-terry"}, "no head that compares answers: .* --preference head$")])
 def test_what_transformers_lacks_or_leaves_out_is_said(settings, expected):

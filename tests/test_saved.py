@@ -15,7 +15,10 @@ from test_families import CONFIGS, LABELS, TEXTS, folders  # noqa: F401  (folder
 from test_peft_format import by_peft, made_by_peft, peft, peft_scores, tuned  # noqa: F401
 
 from minillmclf import evaluate
+from minillmclf.classify.calibrate import fit_temperature
 from minillmclf.classify.classifier import Classifier
+from minillmclf.cli.build import build_classifier, model_lines
+from minillmclf.cli.settings import read_settings
 from minillmclf.errors import InputError
 from minillmclf.files import CHECKPOINTS
 from minillmclf.text.patterns import Clock
@@ -87,6 +90,27 @@ def test_a_change_anywhere_in_a_base_is_seen_and_its_file_named(near):
     (place / "base" / "notes.txt").write_text("what is no part of the model")
     assert fingerprint(place / "base") == before and len(before) == 64
     Classifier.load(place / "run")
+
+
+def test_the_adapter_folder_of_a_run_refuses_a_changed_base_in_the_same_words(near):
+    place, expected = near
+    adapter, weights = place / "run" / "adapter", place / "base" / "model.safetensors"
+    assert torch.equal(scores(Classifier.load(adapter)), expected)
+    shutil.copytree(place / "base", place / "moved")
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    said = []
+    for folder in (place / "run", adapter):
+        with pytest.raises(InputError) as error:
+            Classifier.load(folder)
+        said.append(str(error.value).partition(": the base ")[2])
+    assert said[0] == said[1] and "has changed since this was trained" in said[0]
+    assert torch.equal(scores(Classifier.load(adapter, base=place / "moved")), expected)
+    edit(adapter / "minillmclf.json", fingerprint=...)     # as of an earlier version
+    Classifier.load(adapter)
+    edit(adapter / "minillmclf.json", fingerprint=3)
+    with pytest.raises(InputError, match="minillmclf.json: fingerprint = 3 .should be an object"):
+        Classifier.load(adapter)
 
 
 def test_a_zeroed_layer_in_the_middle_of_a_large_file_is_seen(base, tmp_path):
@@ -231,9 +255,24 @@ def test_an_adapter_takes_the_names_of_its_bases_classes_if_they_are_as_many(nea
         assert Classifier.load(place / "run" / "adapter").labels == expected
 
 
+@pytest.mark.parametrize("names, method, said", [
+    (["rain", "rose", "soup"], "lora", "class 0 is 'garden', there 'rain'"),
+    (["garden", "weather", "kitchen"], "prompt", "class 1 is 'kitchen', there 'weather'"),
+    (["garden", "kitchen", "weather"], "lora", ""), (["garden", "weather", "kitchen"], "full", ""),
+    (["garden", "weather", "kitchen"], "houlsby", ""), (["garden", "weather"], "lora", "")])
+def test_a_run_tells_which_names_transformers_would_give_an_adapters_classes(names, method, said,
+                                                                             base, tmp_path):
+    assert LABELS == ["garden", "kitchen", "weather"]
+    Classifier.from_backbone(base, names).save(tmp_path)
+    s = read_settings({"model": str(tmp_path), "method": method, "device": "cpu"})
+    lines = [line for line in model_lines(s, *build_classifier(s, LABELS)) if "NOTE" in line]
+    assert len(lines) == bool(said) and said in "".join(lines)
+
+
 def test_an_adapter_of_peft_keeps_the_end_that_its_bases_tokenizer_says(near):
     place, _ = near
     edit(place / "base" / "tokenizer_config.json", truncation_side="left")
+    edit(place / "run" / "adapter" / "minillmclf.json", fingerprint=...)
     assert Classifier.load(place / "run" / "adapter").head.keep == "head", "trained here"
     (place / "run" / "adapter" / "minillmclf.json").unlink()
     assert Classifier.load(place / "run" / "adapter").head.keep == "tail"
@@ -443,6 +482,18 @@ def test_a_tuned_run_reads_long_texts_as_before(built, method, base, tmp_path):
     assert again.encode([text]) == plain.encode([text]), "a long text is read otherwise"
 
 
+def test_a_calibration_that_is_fitted_again_is_the_same_one(near):
+    model, targets = Classifier.load(near[0] / "run"), [0] * len(TEXTS)
+    plain_scores, found = scores(model), []
+    for _ in range(3):
+        logits = model.compute_logits(model.encode(TEXTS)[0], calibrated=False)
+        model.task.set_calibration(fit_temperature(logits, targets))
+        found.append(model.task.calibration)
+        assert torch.equal(logits, plain_scores)
+    assert found[0] == found[1] == found[2] and found[0].temperature != 1.0
+    assert torch.equal(scores(model), found[0](plain_scores)), "it is not applied"
+
+
 # ---------------------------------------------------------------------- saved over another model
 
 def plain(base, seed):
@@ -454,7 +505,8 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("old, new", [("plain", "plain"), ("lora", "plain"), ("lora", "lora")])
+@pytest.mark.parametrize("old, new", [("plain", "plain"), ("lora", "plain"), ("lora", "lora"),
+                                      ("plain", "lora")])
 def test_what_is_saved_over_another_model_is_what_is_loaded(old, new, near, monkeypatch):
     place, _ = near
     out, real = place / "run", os.replace
@@ -492,6 +544,58 @@ def test_what_is_saved_over_another_model_is_what_is_loaded(old, new, near, monk
     assert torch.equal(scores(Classifier.load(out)), expected)
     assert not (out / ".model.writing").exists()
     assert new == "plain" or told(out) == "../base"
+    whole = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    adapter = {"tuned.json", "adapter_config.json", "adapter_model.safetensors", "minillmclf.json"}
+    assert {path.name for path in contents(out)} == (whole if new == "plain" else adapter)
+
+
+RECORDS = ("merged.json", "metrics.jsonl", "predictions.csv", "report.html", "state.safetensors")
+
+
+@pytest.mark.parametrize("new", ["plain", "lora"])
+@pytest.mark.parametrize("has_model", [True, False])
+def test_what_described_a_model_goes_with_it_unless_its_own_run_saves(new, has_model, near):
+    place, _ = near
+    out = place / "over"
+    model = plain(place / "base", 2) if new == "plain" else Classifier.load(place / "run")
+    out.mkdir()
+    if has_model:
+        plain(place / "base", 1).save(out)
+    (out / "notes.txt").write_text("mine")
+    for name in RECORDS:
+        (out / name).write_text("old")
+    model.save(out, in_run=True)
+    assert {path.name for path in out.iterdir()} >= {*RECORDS, "notes.txt"}
+    model.save(out)                                        # what is of no run is the user's
+    assert {path.name for path in out.iterdir()} >= {*RECORDS[1:], "notes.txt"}
+    assert not (out / "merged.json").exists()
+    for text in ("mine", "{}", '{"settings": {}}'):
+        (out / "run.json").write_text(text)
+        model.save(out)
+        assert (out / "run.json").exists() == ("settings" not in text)
+    left = {path.name for path in out.iterdir()}
+    assert "notes.txt" in left and not left & {*RECORDS, "run.json"}
+    assert torch.equal(scores(Classifier.load(out)), scores(model))
+
+
+def test_an_adapter_is_not_saved_over_its_base(near):
+    place, _ = near
+    before, model = contents(place), Classifier.load(place / "run")
+    with pytest.raises(InputError, match="is the base of this adapter.*another folder"):
+        model.save(place / "run" / ".." / "base")
+    assert contents(place) == before
+
+
+def test_of_another_adapter_nothing_stays_either(near, tmp_path):
+    """An adapter in PEFT's own folder, and LoRA's files under bottlenecks, which PEFT reads not."""
+    place, _ = near
+    out = shutil.copytree(place / "run" / "adapter", tmp_path / "theirs")
+    edit(out / "adapter_config.json", base_model_name_or_path=str(place / "base"))
+    for folder in (out, place / "run"):
+        expected = run_of(place / "base", folder, "houlsby")
+        assert {path.relative_to(folder).as_posix() for path in contents(folder)} == {
+            "tuned.json", "adapter/adapter_model.safetensors"}
+        assert torch.equal(scores(Classifier.load(folder)), expected)
 
 
 def test_shards_of_an_older_model_are_gone(base, tmp_path):

@@ -9,7 +9,9 @@ not sum to one. The correction is (logits - bias) / temperature; three methods f
                   trained on                          Neural Networks"
 
 The first two fit the bias and may change answers; a temperature changes only their probabilities.
-Fitting is done in float64, on logarithms. Not here: a scale for each class, isotonic regression.
+The logits to fit on are those of Classifier.compute_logits with calibrated=False. With others a
+second fit would undo the first. Fitting is done in float64, on logarithms. Not here: a scale for
+each class, isotonic regression.
 """
 import math
 from dataclasses import asdict, dataclass

@@ -54,10 +54,11 @@ class Classifier(nn.Module):
         model = saved.load(cls, path, base, device)
         return model if device is None else model.to(device)
 
-    def save(self, path):
-        """Write config.json, model.safetensors and the tokenizer's files, or, after a method like
-        LoRA, only what was trained."""
-        saved.save(self, path)
+    def save(self, path, in_run=False):
+        """Write config.json, weights and tokenizer, or, after a method like LoRA, what was trained.
+        An earlier model in the folder goes, and so do the files of its run. in_run: they stay, for
+        that run saves. InputError if the folder is the base of the adapter."""
+        saved.save(self, path, in_run)
 
     def settings(self):
         """-> the dict that config.json has under "minillmclf", which transformers ignores."""
@@ -141,10 +142,10 @@ class Classifier(nn.Module):
                              f"{len(out)} texts): its weights are damaged: fetch or train it again")
         return out
 
-    def compute_logits(self, encoded, batch_size=64):
-        """N rows of `encode` -> logits (N, C) on the CPU, after the task's calibration if any."""
+    def compute_logits(self, encoded, batch_size=64, calibrated=True):
+        """N rows of `encode` -> logits (N, C) on the CPU. calibrated: after calibration, if any."""
         logits = self.compute_in_batches(encoded, self, len(self.labels), batch_size)
-        return self.task.apply_calibration(logits)
+        return self.task.apply_calibration(logits) if calibrated else logits
 
     # ------------------------------------------------------------------- logits to answers
 

@@ -7,17 +7,18 @@ leaves the base unchanged, only what was trained is saved (tuning/saved.py).
 """
 import shlex
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from ..errors import InputError
-from ..files import find_model, short
+from ..files import find_model, run_records, short
 from ..models import built_in_fp32
-from ..models.tensor_files import replacing_model, write_checkpoint
+from ..models.tensor_files import WEIGHTS, replacing_model, write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.frozen import frozen_matrices, half_modules
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
-from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
+from ..tuning.saved import ADAPTER, TUNED, load_peft, load_tuned, save_tuned
 from .build import build_unfilled, check_different, read_options
 from .head import POOLS, WRONG_POOLING
 from .label_text.options import is_strings
@@ -116,13 +117,18 @@ def load(cls, path, base=None, device=None):
     return model.restore_settings(settings, where).eval()
 
 
-def save(model, path):
-    """As Classifier.save. A model that lies in the folder stays until this one is written."""
-    if model.tuning is not None and model.tuning["method"] in ADAPTER_METHODS:
-        with replacing_model(path, (TUNED,), ()) as place:
-            return save_tuned(model, place)
-    with replacing_model(path, ("config.json", peft.CONFIG, TUNED)) as place:
-        save_whole(model, place)
+def save(model, path, in_run=False):
+    """As Classifier.save."""
+    is_adapter = model.tuning is not None and model.tuning["method"] in ADAPTER_METHODS
+    if is_adapter and find_model(model.base).resolve() == Path(path).resolve():
+        raise InputError(f"{path}: is the base of this adapter, which needs it: choose another "
+                         "folder")
+    files = (*WEIGHTS, "tokenizer.json", "tokenizer_config.json", peft.TENSORS, peft.OWN_FILE)
+    if (Path(path) / TUNED).exists():
+        files += tuple(f"{ADAPTER}/{name}" for name in (peft.CONFIG, peft.TENSORS, peft.OWN_FILE))
+    records = () if in_run else run_records(path)
+    with replacing_model(path, ("config.json", peft.CONFIG, TUNED), files, records) as place:
+        (save_tuned if is_adapter else save_whole)(model, place)
 
 
 def save_whole(model, path):
@@ -137,7 +143,7 @@ def save_whole(model, path):
     for key in ("num_labels", *(["problem_type"] if label_texts else [])):
         config.pop(key, None)
     config |= {"quantization_config": quantised} if quantised else {}
-    model.tokenizer.save(path, model.head.keep)
+    model.tokenizer.save(path, model.head.keep, None if label_texts else model.max_length)
     if quantised:                   # transformers computes in one dtype beside four bits: in fp32
         config["minillmclf"].pop("dtype", None)
     own_dtypes = [name for name, tensor in tensors.items()                 # parts of 4-bit layers

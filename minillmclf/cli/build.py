@@ -7,8 +7,9 @@ from ..classify.multilabel import MultiLabel
 from ..classify.preference import Preference
 from ..classify.task import SingleLabel
 from ..errors import InputError
+from ..files import short
 from ..training.rates import lr_text
-from ..tuning import ADAPTER_METHODS, METHODS, tune
+from ..tuning import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, tune
 from ..tuning.frozen import half_modules
 from ..tuning.quant_files import has_four_bits
 from .device import check_device, device_lines, move
@@ -41,15 +42,35 @@ def own_head_note(settings):
     """settings: of run.json -> [a line] if transformers cannot load the run's head, or reads less
     than it does, else []."""
     pool, windows = settings.get("pool", "family"), settings.get("windows", "none")
+    side, is_lora = settings.get("truncation_side"), settings.get("method") in LORA_METHODS
     lacks, loads = "transformers has no head that", ": for a model to load there, train with"
     own = [(windows == "attention", f"{lacks} weighs windows{loads} --windows mean or none"),
            (settings.get("preference") == "bradley-terry",
             f"{lacks} compares answers{loads} --preference head"),
            (pool != "family", f"{lacks} pools {pool}{loads} --pool family --few-rows off"),
-           (windows != "none", "transformers reads the first window of a text alone")]
+           (windows != "none", "transformers reads the first window of a text alone"),
+           (side in ("middle", "both"), f"transformers has no --truncation-side {side}, and keeps "
+            f"the beginning of a long text{loads} --truncation-side right or left"),
+           (is_lora and (settings.get("max_length") or side == "left"), "with this adapter "
+            "transformers cuts a long text where the base's tokenizer says, not where this run "
+            "does: for a model to load there, merge it with python -m minillmclf.merge")]
     if settings.get("readout", "head") != "head":
         return []
     return [line for applies, line in own if applies][:1]
+
+
+def other_names_note(s, model):
+    """-> [a line] if transformers, which knows the names of an adapter's classes from the base
+    alone, gives this run's classes others, else []."""
+    names = model.config.get("id2label") or {}                    # of the base
+    names = [names.get(str(number)) for number in range(len(names))]
+    wrong = [i for i, (one, other) in enumerate(zip(names, model.labels)) if one != other]
+    is_read = s.method in ADAPTER_METHODS and s.method not in BOTTLENECK_METHODS
+    if not is_read or s.readout != "head" or len(names) != len(model.labels) or not wrong:
+        return []
+    return [f"NOTE: a pipeline of transformers gives the adapter's classes the names of the base: "
+            f"class {wrong[0]} is {short(model.labels[wrong[0]])}, there {short(names[wrong[0]])}. "
+            "Use Classifier.load, or a merged model"]
 
 
 def model_lines(s, model, trainable, total):
@@ -67,7 +88,7 @@ def model_lines(s, model, trainable, total):
         lines.append(f"in bf16: the {len(half)} frozen matrices of the body, "
                      f"{sum(module.weight.numel() for module in half):,} numbers; what learns, "
                      "norms and biases stay in fp32")
-    return lines + device_lines(model, s.precision)
+    return lines + other_names_note(s, model) + device_lines(model, s.precision)
 
 
 def check_saved(model, folder, texts):

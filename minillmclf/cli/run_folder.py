@@ -18,8 +18,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import (MERGED_RECORD, NEW_MODEL, NEW_RUN, check_fields, find_model, move_files,
-                     read_json, remove_path, short, write_json)
+from ..files import (NEW_MODEL, NEW_RUN, RUN_RECORDS, STATE_FILES, check_fields, find_model,
+                     move_files, read_json, remove_path, short, write_json)
 from ..training.parallel import processes as parallel
 from ..tuning.base import fingerprint
 from .device import device_kind
@@ -27,11 +27,10 @@ from .outputs import check_out_path, lock_folder
 from .settings import read_settings, with_current_names
 
 MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its files are moved up
-STATE_FILES, SHARDS = ("state.safetensors", "best.safetensors"), "model-*-of-*.safetensors"
+SHARDS = "model-*-of-*.safetensors"
 MODEL_FILES = ("run.json", "config.json", "adapter_config.json", "tuned.json")
-RUN_FILES = (*MODEL_FILES, MERGED_RECORD, "metrics.jsonl", "predictions.csv", "report.html",
-             *STATE_FILES, "tokenizer.json", "tokenizer_config.json", "model.safetensors",
-             "model.safetensors.index.json", "adapter_model.safetensors",
+RUN_FILES = (*MODEL_FILES, *RUN_RECORDS[1:], "tokenizer.json", "tokenizer_config.json",
+             "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
              "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
              "adapter/minillmclf.json")
 FOLD_LINES = "lines of train, dev, test"       # beside a file's sha256, where folds shares it out

@@ -124,7 +124,7 @@ def evaluate_and_save(s, model, data, rows, folder, record):
     if not writes_files():
         return record                      # of several processes only the main one goes on
     record["timing"]["peak_memory_mb"] = peak_memory_mb()
-    model.save(folder)                     # before the baselines, which may run out of memory
+    model.save(folder, in_run=True)        # before the baselines, which may run out of memory
     check_saved(model, folder, [e.texts for e in examples[:3]])
     write_predictions(folder / "predictions.csv", examples, probabilities, model.labels,
                       model.answers(probabilities))

@@ -173,16 +173,17 @@ def refuse_other_files(folder, names):
 
 
 @contextmanager
-def replacing_model(folder, names, weights=WEIGHTS):
+def replacing_model(folder, names, weights=WEIGHTS, records=()):
     """with replacing_model(folder, names) as place: ...   A model that is saved in the folder
     `place` takes the place of the one in `folder` at the end; if saving fails, that stays as it is.
 
     names: the files that a model is known by; without them nothing is loaded from `folder` while
-    files are moved there. weights: patterns of further files of the old model. `place` is `folder`
-    itself if there is no old model. InputError for a file of these names that is not a model's.
+    files are moved there. weights: patterns of further files of the old model. records: the names
+    of files that describe it, which go first. `place` is `folder` itself if there is no old model.
+    InputError for a file of these names that is not a model's.
     """
     folder, place = Path(folder), Path(folder) / NEW_MODEL
-    if not any((folder / name).exists() for name in (*names, NEW_MODEL)):
+    if not any((folder / name).exists() for name in (*names, NEW_MODEL, *records)):
         yield folder
         return
     refuse_other_files(folder, names)
@@ -193,7 +194,7 @@ def replacing_model(folder, names, weights=WEIGHTS):
         remove_path(place)
         raise
     old = [path for pattern in weights for path in folder.glob(pattern)]
-    for path in [*(folder / name for name in names), *old]:
+    for path in [*(folder / name for name in (*records, *names)), *old]:
         remove_path(path)
     move_files(place, folder, names)
 

@@ -2,8 +2,8 @@
 
 tuned.json names the base, its precision, the tuning config (key "recipe") and the classes. adapter/
 holds what was trained: LoRA, DoRA, prefix and prompt in PEFT's layout (peft/); bottlenecks, which
-PEFT does not know, under our own names. Loading compares the base's files with those at the time of
-training: on another base an adapter gives wrong answers, without an error.
+PEFT does not know, under our own names. Loading either compares the base's files with those at the
+time of training: on another base an adapter gives wrong answers, without an error.
 """
 import json
 import re
@@ -59,12 +59,13 @@ SETTINGS = {
     "keep?": (is_word, "a word"), "max_length?": (none_or(is_positive), "a whole number from 1"),
     "thresholds?": (none_or(lambda v: isinstance(v, list)), "a list of numbers"),
     "dtype?": (lambda v: v in DTYPES, " or ".join(DTYPES)), "readout?": OBJECT, "windows?": OBJECT,
-    "calibration?": OBJECT, "preference?": OBJECT}
+    "calibration?": OBJECT, "preference?": OBJECT,
+    "fingerprint?": (lambda v: isinstance(v, str) or is_object(v), "an object of sums")}
 RECORD = SETTINGS | {
     "labels": SETTINGS["labels?"], "recipe": (is_tuning, "a method and its numbers"),
     "base": (lambda v: isinstance(v, str) and v, "a folder's name"),
     "base_path?": (lambda v: isinstance(v, str), "a path"),
-    "fingerprint": (lambda v: isinstance(v, str) or is_object(v), "an object of sums"),
+    "fingerprint": SETTINGS["fingerprint?"],
     "quantise": (lambda v: v in [None, *CODES], f"{', '.join(CODES)} or null")}
 
 
@@ -93,6 +94,7 @@ def stored_method(folder):
 def save_tuned(model, folder):
     """Write the trained parameters of a classifier and tuned.json, without the base."""
     folder, base, tuning = Path(folder), find_model(model.base), model.tuning
+    sums = hash_files(base)
     if tuning["method"] in BOTTLENECK_METHODS:
         names = trainable_names(model, tuning["method"])
         tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
@@ -100,10 +102,19 @@ def save_tuned(model, folder):
         write_tensors(folder / TENSORS, tensors, {"format": "pt"})
     else:
         peft.write_adapter(folder / ADAPTER, model, str(base.resolve()),
-                           tuning.get("bias", "none"), tuning.get("saved", []))
+                           tuning.get("bias", "none"), tuning.get("saved", []), sums)
     record = {**base_record(base, folder), "quantise": model.quantise, "recipe": tuning,
-              "fingerprint": hash_files(base), "labels": model.labels, **model.settings()}
+              "fingerprint": sums, "labels": model.labels, **model.settings()}
     write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_base(base, saved, where):
+    """InputError unless a base's files are as when `saved` was taken of them. where: for errors."""
+    differing = changed_files(find_model(base), saved)
+    if differing:
+        raise InputError(f"{where}: the base {short(base, 200)} has changed since this was trained "
+                         f"on it ({short(differing, 200)[1:-1]}): bring back the files that it "
+                         "had, name them with --base FOLDER, or train again")
 
 
 def load_tuned(folder, build, base=None):
@@ -116,11 +127,7 @@ def load_tuned(folder, build, base=None):
     tuning = {RENAMED_KEYS.get(key, key): value for key, value in record["recipe"].items()}
     method = tuning["method"]
     base = find_base([record["base"], record.get("base_path")], folder, base)
-    differing = changed_files(find_model(base), record["fingerprint"])
-    if differing:
-        raise InputError(f"{where}: the base {short(base, 200)} has changed since this was trained "
-                         f"on it ({short(differing, 200)[1:-1]}): bring back the files that it "
-                         "had, name them with --base FOLDER, or train again")
+    check_base(base, record["fingerprint"], where)
     if method in BOTTLENECK_METHODS:
         tensors = read_bottlenecks(folder / TENSORS, tuning["size"])
     else:
@@ -184,9 +191,10 @@ def fill_bottlenecks(model, method, tensors, path):
 
 
 def load_peft(folder, build, base=None):
-    """A classifier from an adapter folder of PEFT.
+    """A classifier from an adapter folder of PEFT, or from the adapter/ of a run of ours.
 
     build: Classifier.from_backbone; base: where its base is now, if not where the adapter says.
+    Which base it was is known of ours alone.
     """
     record, tensors = peft.read_adapter(folder)
     if not (base or record["base_model_name_or_path"]):
@@ -195,6 +203,8 @@ def load_peft(folder, build, base=None):
     base = find_base([record["base_model_name_or_path"]], folder, base)
     where = Path(folder) / peft.OWN_FILE
     own = check_fields(read_json(where), SETTINGS, where) if where.exists() else {}
+    if "fingerprint" in own:
+        check_base(base, own["fingerprint"], where)
     labels = own.get("labels") or guess_labels(tensors, base)
     model = build_from(build, base, labels, own, where, method=peft.method_of(record))
     if not where.exists():                              # PEFT made it

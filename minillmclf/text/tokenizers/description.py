@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...files import short
 from .families import (DEBERTA, ROBERTA, XLM_ROBERTA, family_layouts, family_of_class, find_family,
                        find_roles, has_one_bos, read_layouts, token_text, write_layouts)
-from .schema import ADDED_TOKEN, check_document, check_type
+from .schema import ADDED_TOKEN, LIMIT, check_document, check_type
 from .steps import steps_of
 
 
@@ -52,7 +52,7 @@ def describe(document, config, source):
     inputs = ["input_ids", "attention_mask"]
     if family is DEBERTA or document["model"]["type"] == "WordPiece":
         inputs.insert(1, "token_type_ids")
-    length = config.get("model_max_length", config.get("max_len"))
+    length = config.get(LIMIT, config.get("model_max_length", config.get("max_len")))
     max_length = None if length is None or length > 10**9 else int(length)
     return Description(document, roles, layouts, settings, max_length, family.one_bos,
                        config.get("model_input_names") or inputs,

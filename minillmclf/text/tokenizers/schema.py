@@ -9,6 +9,7 @@ from ...files import short
 from . import steps
 
 ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
+LIMIT = "minillmclf_limit"     # in tokenizer_config.json: max_length, if model_max_length is other
 CONFIG_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space",
                 "add_bos_token", "add_eos_token", "legacy", "split_special_tokens",
                 "split_by_punct")
@@ -65,6 +66,7 @@ NAMES = or_null((lambda value: is_list(value, is_text), "a list of names"))
 ADDED_TOKEN = {"id": ID, "content": TEXT, "special?": BOOL, "normalized?": BOOL, "lstrip?": BOOL,
                "rstrip?": BOOL, "single_word?": (False,)}
 CONFIG = {"tokenizer_class?": or_null(TEXT), "model_max_length?": LENGTH, "max_len?": LENGTH,
+          f"{LIMIT}?": LENGTH,
           "extra_ids?": COUNT, "model_input_names?": NAMES, "additional_special_tokens?": TOKENS,
           "extra_special_tokens?": TOKENS, "added_tokens_decoder?": {"*": {"content": TEXT}},
           "truncation_side?": (None, "left", "right")}

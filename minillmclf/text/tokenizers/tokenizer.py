@@ -21,7 +21,7 @@ from ...files import find_model, short, write_text
 from . import bpe, steps, unigram, wordpiece
 from .description import describe, vocab_of
 from .files import read_folder, wordpiece_document
-from .schema import ROLES, read_merges
+from .schema import LIMIT, ROLES, read_merges
 
 BLANK = re.compile(f"[{steps.SPACES}]*")
 
@@ -195,16 +195,16 @@ class Tokenizer:
                                  f"is {len(self) - 1}")
         return self.steps.join([self.pieces[i] for i in kept])
 
-    def save(self, folder, keep="head"):
+    def save(self, folder, keep="head", length=None):
         """Write tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too.
 
         keep: which end of a long text is kept; transformers keeps the head unless it is "tail".
+        length: the most tokens that transformers keeps, if not max_length, which is kept besides.
         """
-        document = self.description.document
-        config = {"tokenizer_class": "PreTrainedTokenizerFast",
-                  "clean_up_tokenization_spaces": False,
-                  "model_max_length": self.max_length or int(1e30),
-                  "model_input_names": self.inputs}
+        document, limit = self.description.document, self.max_length or int(1e30)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": self.inputs,
+                  "clean_up_tokenization_spaces": False, "model_max_length": length or limit}
+        config |= {LIMIT: limit} if config["model_max_length"] != limit else {}
         config |= self.description.settings
         config |= {"truncation_side": "left"} if keep == "tail" else {}
         # null where there is none: Qwen has no BOS, and a reader may know one by default

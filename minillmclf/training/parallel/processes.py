@@ -72,14 +72,14 @@ def replicate_model(model):
         model.compute_logits = functools.partial(shared_logits, model)
 
 
-def shared_logits(model, encoded, batch_size=64):
+def shared_logits(model, encoded, batch_size=64, calibrated=True):
     """Classifier.compute_logits, but each process computes a share of the rows -> (N, C), all."""
     compute = type(model).compute_logits
     if not is_distributed():
-        return compute(model, encoded, batch_size)
+        return compute(model, encoded, batch_size, calibrated)
     own = encoded[rank()::world_size()]
     missing = math.ceil(len(encoded) / world_size()) - len(own)     # shares must be equally long
-    own = compute(model, own + encoded[:1] * missing, batch_size)       # (N / processes, C)
+    own = compute(model, own + encoded[:1] * missing, batch_size, calibrated)   # (N / processes, C)
     shares = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(shares, own)
     return torch.stack(shares, 1).flatten(0, 1)[:len(encoded)]       # in the order of the texts

@@ -96,15 +96,17 @@ def tensor_faults(record, tensors):
     return faults if layers else [*faults, f"no tensor of LoRA in {TENSORS}"]
 
 
-def write_adapter(folder, model, base=None, bias="none", saved=()):
+def write_adapter(folder, model, base=None, bias="none", saved=(), sums=None):
     """Save a classifier's adapter, prefix or prompt in PEFT's layout -> its record.
 
     base: the path of the base model; bias: which biases were trained; saved: further modules that
-    were trained in full, as transformers names them. The head is always saved. Raises InputError
-    if another parameter is trainable, for it would be lost.
+    were trained in full, as transformers names them; sums: of the base's files (base.hash_files).
+    The head is always saved. Raises InputError if another parameter is trainable, for it would be
+    lost.
     """
     folder, (record, tensors, more) = Path(folder), collect_adapter(model, base, bias, saved)
     prefix, own = name_prefix(record), {"labels": model.labels, **model.settings()}
+    own |= {"fingerprint": sums} if sums else {}
     named = {name if name == "prompt_embeddings" else prefix + name:
              tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_tensors(folder / TENSORS, named, {"format": "pt"})
