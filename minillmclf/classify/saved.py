@@ -13,14 +13,15 @@ import torch
 from ..errors import InputError
 from ..files import find_model, short
 from ..models import built_in_fp32
-from ..models.tensor_files import replacing_model, write_checkpoint
+from ..models.tensor_files import WEIGHTS, replacing_model, write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
 from ..tuning.frozen import frozen_matrices, half_modules
 from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
-from ..tuning.saved import TUNED, load_peft, load_tuned, save_tuned
+from ..tuning.saved import ADAPTER, TUNED, load_peft, load_tuned, save_tuned
 from .build import build_unfilled, check_different, read_options
 from .head import POOLS, WRONG_POOLING
 from .label_text.options import is_strings
+from .learned import FILE, read_learned, unite, write_learned
 
 READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of names"),
            "label_column?": (lambda v: isinstance(v, str), "a name"),
@@ -90,9 +91,9 @@ def load(cls, path, base=None, device=None):
     """As Classifier.load. cls: Classifier."""
     folder, build = find_model(path), partial(cls.from_backbone, device=device)
     if (folder / TUNED).exists():
-        return load_tuned(folder, build, base)
+        return with_learned(load_tuned(folder, build, base), folder / ADAPTER)
     if (folder / peft.CONFIG).exists():
-        return load_peft(folder, build, base)
+        return with_learned(load_peft(folder, build, base), folder)
     if base is not None:
         raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base out")
     checkpoint = open_checkpoint(path)
@@ -113,15 +114,23 @@ def load(cls, path, base=None, device=None):
     half = stored_half(model, checkpoint) if settings.get("dtype") == "bf16" else ()
     model.report, _ = load_weights(model, checkpoint, model.rename_table(), half=half,
                                    device=device)
-    return model.restore_settings(settings, where).eval()
+    return with_learned(model.restore_settings(settings, where).eval(), checkpoint.folder)
+
+
+def with_learned(model, folder):
+    """Add the hashes in a folder to what a classifier has learned, perhaps its base alone. -> it"""
+    model.learned = unite(model.learned, read_learned(folder))
+    return model
 
 
 def save(model, path):
     """As Classifier.save. A model that lies in the folder stays until this one is written."""
     if model.tuning is not None and model.tuning["method"] in ADAPTER_METHODS:
-        with replacing_model(path, (TUNED,), ()) as place:
+        with replacing_model(path, (TUNED,), (f"{ADAPTER}/{FILE}",)) as place:
+            write_learned(place / ADAPTER, model.learned)
             return save_tuned(model, place)
-    with replacing_model(path, ("config.json", peft.CONFIG, TUNED)) as place:
+    with replacing_model(path, ("config.json", peft.CONFIG, TUNED), (*WEIGHTS, FILE)) as place:
+        write_learned(place, model.learned)
         save_whole(model, place)
 
 

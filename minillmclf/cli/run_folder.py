@@ -31,9 +31,9 @@ STATE_FILES, SHARDS = ("state.safetensors", "best.safetensors"), "model-*-of-*.s
 MODEL_FILES = ("run.json", "config.json", "adapter_config.json", "tuned.json")
 RUN_FILES = (*MODEL_FILES, MERGED_RECORD, "metrics.jsonl", "predictions.csv", "report.html",
              *STATE_FILES, "tokenizer.json", "tokenizer_config.json", "model.safetensors",
-             "model.safetensors.index.json", "adapter_model.safetensors",
+             "model.safetensors.index.json", "learned.safetensors", "adapter_model.safetensors",
              "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-             "adapter/minillmclf.json")
+             "adapter/learned.safetensors", "adapter/minillmclf.json")
 FOLD_LINES = "lines of train, dev, test"       # beside a file's sha256, where folds shares it out
 OBJECT = (lambda v: isinstance(v, dict), "an object")
 RECORD_FIELDS = {                       # of run.json, as files.check_fields takes them
