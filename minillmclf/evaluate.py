@@ -87,6 +87,7 @@ def evaluate_saved(a):
     """Evaluate a saved classifier -> (the name of the rows, the rows, a dict of metrics)."""
     from .classify.classifier import Classifier
     from .classify.preference import set_swap
+    from .cli.learned_rows import warn_of_learned
     folder = find_model(a.model)
     if a.data is None:
         read_run_record(folder)                            # errors come before a model is loaded
@@ -105,7 +106,7 @@ def evaluate_saved(a):
     max_tokens = model.head.length_limit(model.max_length)[1]
     mistakes = model.task.confusion_text(probabilities, targets)
     print(f"\n{shortened} of {len(rows)} texts cut to {max_tokens} tokens. {mistakes}".rstrip())
-    checks = print_checks(model, texts, a.batch_size)
+    checks = print_checks(model, texts, a.batch_size) | warn_of_learned(model, rows, a.split)
     return name, rows, metrics | checks | {"dtype": precision}
 
 
@@ -140,6 +141,7 @@ def check_prompt_flags(a):
 def evaluate_prompted(a):
     """Evaluate a language model with prompts -> (the name of the rows, the rows, a dict)."""
     from .cli.build import build_classifier
+    from .cli.learned_rows import warn_of_learned
     check_prompt_flags(a)
     a.split = a.split or "test"
     flags = (*PROMPT_SETTINGS, "device", "text_column", "label_column", "swap", "quoting")
@@ -160,6 +162,7 @@ def evaluate_prompted(a):
                          "decode step by step")
     evaluate = evaluate_wordings if a.variance else evaluate_readings
     found = evaluate(a, model, replace(data, test=rows), name, s.seed)
+    found |= warn_of_learned(model, rows, a.split)
     return name, rows, found | {"dtype": precision}
 
 

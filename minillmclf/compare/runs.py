@@ -159,7 +159,8 @@ def run_train(folder, overwrite, timed):
             "dev_rows": record["data"]["rows"]["dev"], "test": list(record["results"].values())[-1],
             "trainable": record["parameters"]["trainable"],
             "memory_mb": record["timing"]["peak_memory_mb"],
-            "train_seconds": record["timing"]["train_seconds"], "ms_per_text": ms}
+            "train_seconds": record["timing"]["train_seconds"], "ms_per_text": ms,
+            "learned_before": record.get("learned_before", {})}
 
 
 def run_baseline(name, s, folder):
