@@ -8,7 +8,8 @@ Without --data, the data that the run was trained on; of these, known by their s
 --split are those of the run's own split. Of a bundled set, a folder, or a file with a split column,
 the rows of --split are used; of any other file, all rows. A fold of a cross-validation is judged on
 its held-out rows. Prints accuracy, macro F1, log loss, ECE, F1 of each class and the most frequent
-confusions; for a multi-label model, what its thresholds are worth (classify/multilabel.py).
+confusions; for a multi-label model, what its thresholds are worth (classify/multilabel.py). Warns
+where the model has learned some of the rows, unless --split train asks for these.
 
 --method prompt evaluates a language model without training, by --template, --label-texts,
 --instruction, and --shots of the training rows. Prints the metrics for each way to read its
