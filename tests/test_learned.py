@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from minillmclf import Classifier, evaluate, fine_tune, merge, train
 from minillmclf.classify.learned import count_learned, hash_rows, read_learned, unite
 from minillmclf.compare import __main__ as compare
+from minillmclf.compare.runs import RECORD_FIELDS
+from minillmclf.files import check_fields
 from minillmclf.folds import __main__ as folds
 from minillmclf.text.examples import Example, read_examples
 
@@ -308,3 +310,12 @@ def test_the_bytes_are_the_same_however_the_rows_came(place, tmp_path):
     again = saved_again(place, tmp_path) / "learned.safetensors"
     assert again.read_bytes() == (place / "full" / "learned.safetensors").read_bytes()
     assert load_file(again)["hashes"].dtype == torch.int64
+
+
+def test_a_damaged_record_of_a_run_of_a_comparison_is_named():
+    counts = {"learned_before?": RECORD_FIELDS["learned_before?"]}
+    for value in ({}, {"test": [3, 9]}):
+        check_fields({"learned_before": value}, counts, "cell.json")
+    for value in (3, {"test": 3}, {"test": [1, 2, 3]}):
+        refused(lambda: check_fields({"learned_before": value}, counts, "cell.json"),
+                "learned_before")
