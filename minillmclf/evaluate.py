@@ -8,7 +8,8 @@ Without --data, the data that the run was trained on; of these, known by their s
 --split are those of the run's own split. Of a bundled set, a folder, or a file with a split column,
 the rows of --split are used; of any other file, all rows. A fold of a cross-validation is judged on
 its held-out rows. Prints accuracy, macro F1, log loss, ECE, F1 of each class and the most frequent
-confusions; for a multi-label model, what its thresholds are worth (classify/multilabel.py).
+confusions; for a multi-label model, what its thresholds are worth (classify/multilabel.py). Warns
+where the model has learned some of the rows, unless --split train asks for these.
 
 --method prompt evaluates a language model without training, by --template, --label-texts,
 --instruction, and --shots of the training rows. Prints the metrics for each way to read its
@@ -87,6 +88,7 @@ def evaluate_saved(a):
     """Evaluate a saved classifier -> (the name of the rows, the rows, a dict of metrics)."""
     from .classify.classifier import Classifier
     from .classify.preference import set_swap
+    from .cli.learned_rows import warn_of_learned
     folder = find_model(a.model)
     if a.data is None:
         read_run_record(folder)                            # errors come before a model is loaded
@@ -105,7 +107,7 @@ def evaluate_saved(a):
     max_tokens = model.head.length_limit(model.max_length)[1]
     mistakes = model.task.confusion_text(probabilities, targets)
     print(f"\n{shortened} of {len(rows)} texts cut to {max_tokens} tokens. {mistakes}".rstrip())
-    checks = print_checks(model, texts, a.batch_size)
+    checks = print_checks(model, texts, a.batch_size) | warn_of_learned(model, rows, a.split)
     return name, rows, metrics | checks | {"dtype": precision}
 
 
@@ -140,6 +142,7 @@ def check_prompt_flags(a):
 def evaluate_prompted(a):
     """Evaluate a language model with prompts -> (the name of the rows, the rows, a dict)."""
     from .cli.build import build_classifier
+    from .cli.learned_rows import warn_of_learned
     check_prompt_flags(a)
     a.split = a.split or "test"
     flags = (*PROMPT_SETTINGS, "device", "text_column", "label_column", "swap", "quoting")
@@ -160,6 +163,7 @@ def evaluate_prompted(a):
                          "decode step by step")
     evaluate = evaluate_wordings if a.variance else evaluate_readings
     found = evaluate(a, model, replace(data, test=rows), name, s.seed)
+    found |= warn_of_learned(model, rows, a.split)
     return name, rows, found | {"dtype": precision}
 
 

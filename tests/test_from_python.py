@@ -25,7 +25,8 @@ from minillmclf.from_python import flag_value, table_from_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 3e-3}
-SAME = ("model.safetensors", "config.json", "metrics.jsonl", "predictions.csv")
+SAME = ("model.safetensors", "config.json", "metrics.jsonl", "predictions.csv",
+        "learned.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_loaded(place, tmp_path, cap
     assert len(seen) == 2
     with pytest.raises(SystemExit) as end:
         run(lambda: evaluate.main(["--model", str(tmp_path / "run")]))
-    assert end.value.code == 2 and "give --data" in capsys.readouterr().err
+    assert end.value.code == 2 and "it has not learned with --data" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_the_state_and_is_heard(place, tmp_path):

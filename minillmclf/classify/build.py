@@ -13,6 +13,7 @@ from ..tuning import trained_in_place
 from ..tuning.frozen import check_dtype, frozen_matrices, halve
 from ..tuning.quant_files import kind_of, load_weights, open_checkpoint
 from .label_text.options import label_readout, read_label_options
+from .learned import read_learned
 from .multilabel import MultiLabel
 from .preference import preference_task
 from .task import SingleLabel
@@ -61,6 +62,7 @@ def from_backbone(cls, path, labels, given):
     model = build_unfilled(cls, checkpoint, labels, options)
     model.base = path if isinstance(path, str) else str(checkpoint.folder)
     model.quantise = options.quantise
+    model.learned = read_learned(checkpoint.folder) if options.pretrained else None
     initialise_weights(model.head, options.seed)
     half = set()
     if check_dtype(options.dtype) == "bf16":

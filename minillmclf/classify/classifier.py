@@ -22,14 +22,14 @@ class Classifier(nn.Module):
     head: a readout, from the backbone's hidden states to logits (readout.py); task: what depends on
     the kind of answer (task.py); labels: the names of the classes, in order; max_length: most
     tokens of a row, special ones included; reading: see `set_reading`; base: the folder of the
-    backbone; tuning: the tuning config, if a method of tuning/ was applied, else None.
+    backbone; tuning: the tuning config of a method of tuning/, or None; learned: see learned.py.
     """
 
     def __init__(self, backbone, head, tokenizer, task, max_length=None):
         super().__init__()
         self.backbone, self.head, self.tokenizer, self.task = backbone, head, tokenizer, task
         self.labels, self.config, self.max_length = task.labels, backbone.source_config, max_length
-        self.reading = self.base = self.tuning = None
+        self.reading = self.base = self.tuning = self.learned = None
 
     # ------------------------------------------------------------------- folders
 

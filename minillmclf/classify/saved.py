@@ -22,6 +22,7 @@ from ..tuning.saved import ADAPTER, TUNED, load_peft, load_tuned, save_tuned
 from .build import build_unfilled, check_different, read_options
 from .head import POOLS, WRONG_POOLING
 from .label_text.options import is_strings
+from .learned import FILE, read_learned, unite, write_learned
 
 READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of names"),
            "label_column?": (lambda v: isinstance(v, str), "a name"),
@@ -91,9 +92,9 @@ def load(cls, path, base=None, device=None):
     """As Classifier.load. cls: Classifier."""
     folder, build = find_model(path), partial(cls.from_backbone, device=device)
     if (folder / TUNED).exists():
-        return load_tuned(folder, build, base)
+        return with_learned(load_tuned(folder, build, base), folder / ADAPTER)
     if (folder / peft.CONFIG).exists():
-        return load_peft(folder, build, base)
+        return with_learned(load_peft(folder, build, base), folder)
     if base is not None:
         raise InputError(f"{path}: is a whole model, which has no base beside it: leave --base out")
     checkpoint = open_checkpoint(path)
@@ -114,7 +115,13 @@ def load(cls, path, base=None, device=None):
     half = stored_half(model, checkpoint) if settings.get("dtype") == "bf16" else ()
     model.report, _ = load_weights(model, checkpoint, model.rename_table(), half=half,
                                    device=device)
-    return model.restore_settings(settings, where).eval()
+    return with_learned(model.restore_settings(settings, where).eval(), checkpoint.folder)
+
+
+def with_learned(model, folder):
+    """Add the hashes in a folder to what a classifier has learned, perhaps its base alone. -> it"""
+    model.learned = unite(model.learned, read_learned(folder))
+    return model
 
 
 def save(model, path, in_run=False):
@@ -123,11 +130,13 @@ def save(model, path, in_run=False):
     if is_adapter and find_model(model.base).resolve() == Path(path).resolve():
         raise InputError(f"{path}: is the base of this adapter, which needs it: choose another "
                          "folder")
-    files = (*WEIGHTS, "tokenizer.json", "tokenizer_config.json", peft.TENSORS, peft.OWN_FILE)
+    files = (*WEIGHTS, FILE, "tokenizer.json", "tokenizer_config.json", peft.TENSORS,
+             peft.OWN_FILE, f"{ADAPTER}/{FILE}")
     if (Path(path) / TUNED).exists():
         files += tuple(f"{ADAPTER}/{name}" for name in (peft.CONFIG, peft.TENSORS, peft.OWN_FILE))
     records = () if in_run else run_records(path)
     with replacing_model(path, ("config.json", peft.CONFIG, TUNED), files, records) as place:
+        write_learned(place / ADAPTER if is_adapter else place, model.learned)
         (save_tuned if is_adapter else save_whole)(model, place)
 
 

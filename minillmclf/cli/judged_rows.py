@@ -37,7 +37,8 @@ def read_run_record(folder):
     record = read_json(path) if path.exists() else {}
     check_fields(record, {"settings?": is_object, "data?": is_object}, path)
     if not {"settings", "data"} <= set(record) or record["settings"].get("data") == MEMORY:
-        raise InputError(f"{folder}: holds no run.json that names its data: give --data")
+        raise InputError(f"{folder}: holds no run.json that names its data: name rows "
+                         "that it has not learned with --data")
     return record
 
 
@@ -102,8 +103,8 @@ def choose_rows(a, folder, model):
     tables = read_tables(name, options.get("quoting", "auto"))
     learned, table = is_learned(record, tables), tables.get(None)
     if own and not learned:                                    # train rows may be test rows now
-        raise InputError(f"{name}: has changed since {folder} was trained on it: name the rows "
-                         "to judge with --data")
+        raise InputError(f"{name}: has changed since {folder} was trained on it: name rows "
+                         "that it has not learned with --data")
     if learned and fold and not (split_column(table) and split == "test"):
         return *held_out_rows(a, folder, record), True
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)

@@ -22,6 +22,7 @@ from .build import build_classifier, build_task, check_saved, model_lines, own_h
 from .cross import fit_as_asked
 from .device import with_device_modes
 from .fits import too_large_line
+from .learned_rows import learned_warning, mark_learned
 from .machine import (gather_weights, library_versions, logits_of, memory_of_run, peak_memory_mb,
                       prepare_for_training, probe_fitter, step_and_store, writes_files)
 from .parser import StopSignal
@@ -138,9 +139,8 @@ def evaluate_and_save(s, model, data, rows, folder, record):
 def show_record(record, data, folder, say=print):
     """Print a finished run: the table of results, the folder, and warnings about the baselines."""
     timing, split, task = record["timing"], record["split"], build_task(record["settings"], data)
-    speed = ""
-    if "examples_per_second" in timing:
-        speed = f"{timing['examples_per_second']:.0f} examples a second, "
+    known = "examples_per_second" in timing
+    speed = f"{timing['examples_per_second']:.0f} examples a second, " if known else ""
     lines = task.metric_lines(record["results"], split, getattr(data, split), fitted=split == "dev")
     say("\n" + "\n".join(lines))
     for line in task.answer_lines(record):
@@ -152,7 +152,8 @@ def show_record(record, data, folder, say=print):
     if folder:
         say(f"saved in {folder}; try:  python -m minillmclf.predict --model "
             f"{shlex.quote(str(folder))} {task.PREDICT_EXAMPLE}")
-    for line in [*own_head_note(record["settings"]), *baseline_warning(record)]:
+    for line in [*own_head_note(record["settings"]), *learned_warning(record),
+                 *baseline_warning(record)]:
         say(line)
 
 
@@ -188,7 +189,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
               "data": {**data.source, "rows": report.rows, "labels": data.labels},
               "doctor": report.as_dict(), **cut, "versions": library_versions(s.device),
-              "parameters": dict(zip(("trainable", "total"), sizes))}
+              "parameters": dict(zip(("trainable", "total"), sizes)), **mark_learned(model, data)}
     rows, _ = encode_split(model, data.test or data.dev)    # before training: a fault is told now
     run_files.start(place, record, overwrite)
     progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)

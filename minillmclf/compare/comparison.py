@@ -10,6 +10,7 @@ import torch
 from ..classify.classifier import Classifier
 from ..cli import build as building
 from ..cli.device import check_device, device_kind, device_of
+from ..cli.learned_rows import learned_warning
 from ..cli.outputs import check_out_folder, holds_only, holds_record, lock_folder
 from ..cli.rows import load_dataset, too_few_note
 from ..cli.settings import Settings, read_settings
@@ -63,6 +64,7 @@ def compare(a, overwrite):
         print("\n".join(lines), flush=True)
         metric = flags.get("metric", Settings().metric)
         run_all(runs, labels, sha256, metric)
+        notes += dict.fromkeys(line for run in runs for line in learned_warning(run.record))
         write_tables(runs, labels, metric, left_out, notes, out)
         given = {key: getattr(a, key) for key in FLAGS} | flags | {"source": source_of(data)}
         given["learning_curve"] = list(map(str, a.learning_curve))

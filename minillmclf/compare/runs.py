@@ -37,10 +37,12 @@ PR_SET_PDEATHSIG = 1            # Linux, prctl.h: a signal for this process when
 IS_METRICS = (lambda v: isinstance(v, dict) and all(is_number(v.get(name)) for name in METRICS),
               "an object with the metrics")
 IS_COST = (lambda v: v is None or is_number(v) and v >= 0, "a number, or null")
+IS_COUNTS = (lambda v: isinstance(v, dict) and all(
+    isinstance(pair, list) and len(pair) == 2 for pair in v.values()), "an object of pairs")
 COSTS = ("trainable", "memory_mb", "train_seconds", "ms_per_text")
 RECORD_FIELDS = {                              # of cell.json, as files.check_fields takes them
     "split": (lambda v: v in ("dev", "test"), "dev or test"), "dev": IS_METRICS, "test": IS_METRICS,
-    **dict.fromkeys(COSTS, IS_COST)}
+    **dict.fromkeys(COSTS, IS_COST), "learned_before?": IS_COUNTS}
 
 
 @dataclass
@@ -159,7 +161,8 @@ def run_train(folder, overwrite, timed):
             "dev_rows": record["data"]["rows"]["dev"], "test": list(record["results"].values())[-1],
             "trainable": record["parameters"]["trainable"],
             "memory_mb": record["timing"]["peak_memory_mb"],
-            "train_seconds": record["timing"]["train_seconds"], "ms_per_text": ms}
+            "train_seconds": record["timing"]["train_seconds"], "ms_per_text": ms,
+            "learned_before": record.get("learned_before", {})}
 
 
 def run_baseline(name, s, folder):

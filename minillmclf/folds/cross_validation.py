@@ -16,11 +16,11 @@ from ..cli import training_run
 from ..cli.build import classifier_options
 from ..cli.checks import refuse_multi_label
 from ..cli.device import check_device
+from ..cli.learned_rows import count_before_folds, learned_warning
 from ..cli.outputs import check_out_file, check_out_folder, holds_only, holds_record
 from ..cli.rows import draw_rows, encode_examples
 from ..cli.run_folder import FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run
 from ..cli.settings import read_settings
-from ..cli.tables import csv_text
 from ..errors import InputError, Stopped
 from ..files import NEW_RUN, find_model, remove_path, write_json, write_text
 from ..models.tensor_files import open_tensors, write_tensors
@@ -31,8 +31,8 @@ from ..training.parallel import processes as parallel
 from ..tuning.quant_files import open_checkpoint
 from .reading import Source, read_source, read_test
 from .split import assign_folds, choose_dev_rows, straddling_warning
-from .submission import (SubmissionForm, check_submission, refuse_other_submission, scores_key,
-                         submission_text)
+from .submission import (SubmissionForm, check_submission, oof_text, refuse_other_submission,
+                         scores_key, submission_text)
 
 FLAGS = ("folds", "group", "test", "sample", "temperature", "config", "overwrite")
 RESULTS = ("folds.json", "oof.csv", "submission.csv")
@@ -74,13 +74,15 @@ def cross_validate(a):
         used = submission_calibration(fitted, metrics, a.temperature)
         record = {"settings": vars(s) | {"out": str(out)}, "k": a.folds, "group": a.group,
                   "labels": plan.labels, "finished": True, "temperature": used.temperature,
-                  "fitted_temperature": fitted.temperature, **metrics}
+                  "fitted_temperature": fitted.temperature, **metrics,
+                  **count_before_folds(s, plan.source.examples)}
         probabilities = mean_probabilities(test_logits, used) if plan.test else None
         write_results(plan, record, logits, probabilities, place, out)
         folder.move_into_place()
     print("\n" + "\n".join(report_lines(metrics, plan.folds, fitted.temperature, used.temperature)))
     submission = f", submission.csv ({len(plan.form.ids)} rows, checked)" if plan.test else ""
     print(f"\nsaved in {out}: oof.csv, folds.json{submission}")
+    print("".join(f"{line}\n" for line in learned_warning(record)), end="")
     return 0
 
 
@@ -276,16 +278,6 @@ def report_lines(metrics, folds, fitted, used):
     return lines + ["", f"temperature {fitted:.3f} (fitted to all rows); log loss {before:.4f} "
                         f"before, {after:.4f} after, where each fold's temperature is fitted to "
                         f"the other folds; {verdict}"]
-
-
-def oof_text(source, logits, folds, labels):
-    """oof.csv as text: id, line in the source, fold, label, predicted label, probabilities."""
-    rows = []
-    for i, (example, p) in enumerate(zip(source.examples, logits.softmax(-1).numpy())):
-        rows.append([source.ids[i], example.row, folds[i] + 1, example.label, labels[p.argmax()],
-                     *(f"{x:.8f}" for x in p)])
-    header = ["id", "line", "fold", "label", "predicted", *(f"p_{label}" for label in labels)]
-    return csv_text(header, rows)
 
 
 def write_results(plan, record, logits, probabilities, place, out):

@@ -1,4 +1,5 @@
-"""A submission file: it has the columns and rows of a competition's sample, and is checked."""
+"""A submission file: it has the columns and rows of a competition's sample, and is checked. And
+oof.csv, which has the same probabilities of the training rows."""
 import csv
 import hashlib
 import io
@@ -42,6 +43,16 @@ def read_form(sample, id_column, labels, arena, test):
                          f"{len(missing)} of its {len(known)} are missing "
                          f"({(unknown + missing)[0]!r:.60}, ...): take a sample for these rows")
     return SubmissionForm(list(sample.columns), classes, ids)
+
+
+def oof_text(source, logits, folds, labels):
+    """oof.csv as text: id, line in the source, fold, label, predicted label, probabilities."""
+    rows = []
+    for i, (example, p) in enumerate(zip(source.examples, logits.softmax(-1).numpy())):
+        rows.append([source.ids[i], example.row, folds[i] + 1, example.label, labels[p.argmax()],
+                     *(f"{x:.8f}" for x in p)])
+    header = ["id", "line", "fold", "label", "predicted", *(f"p_{label}" for label in labels)]
+    return csv_text(header, rows)
 
 
 def submission_text(form, ids, probabilities):
