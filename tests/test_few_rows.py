@@ -331,7 +331,7 @@ SETTINGS = {"epochs": 1, "min_steps": 30, "batch_size": 9, "lr": 3e-3, "baseline
 
 
 @pytest.mark.parametrize("settings, expected", [
-    ({}, ""), ({"pool": "mean"}, "no head that pools mean: .* --pool family --few-rows off$"),
+    ({}, ""), ({"pool": "mean"}, "no head that pools mean: .* --pool family$"),
     ({"pool": "mean", "readout": "label_texts"}, ""),
     ({"windows": "attention"}, "no head that weighs windows: .* --windows mean or none$"),
     ({"windows": "max"}, "reads the first window of a text alone$"),

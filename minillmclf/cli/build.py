@@ -47,7 +47,7 @@ def own_head_note(settings):
     own = [(windows == "attention", f"{lacks} weighs windows{loads} --windows mean or none"),
            (settings.get("preference") == "bradley-terry",
             f"{lacks} compares answers{loads} --preference head"),
-           (pool != "family", f"{lacks} pools {pool}{loads} --pool family --few-rows off"),
+           (pool != "family", f"{lacks} pools {pool}{loads} --pool family"),
            (windows != "none", "transformers reads the first window of a text alone"),
            (side in ("middle", "both"), f"transformers has no --truncation-side {side}, and keeps "
             f"the beginning of a long text{loads} --truncation-side right or left"),

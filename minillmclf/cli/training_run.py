@@ -110,8 +110,7 @@ def epoch_line(epoch, metric, names):
 def evaluate_and_save(s, model, data, rows, folder, record):
     """Test the model, save it, compare it with the baselines -> the finished record. rows: of
     test, or dev without one, a Split; record: the run.json so far, with timing."""
-    split = "test" if data.test else "dev"
-    examples = getattr(data, split)
+    split, examples = ("test", data.test) if data.test else ("dev", data.dev)
 
     def logits(encoded):
         return logits_of(s, model, encoded)                                            # (N, C)
