@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from .cli.device import add_device_flags, check_device, set_precision
 from .cli.judged_rows import choose_rows, paths_read, read_run_record
+from .cli.learned_rows import warn_of_learned
 from .cli.outputs import check_out_file
 from .cli.parser import Parser, run
 from .cli.rows import encode_examples, load_dataset
@@ -88,7 +89,6 @@ def evaluate_saved(a):
     """Evaluate a saved classifier -> (the name of the rows, the rows, a dict of metrics)."""
     from .classify.classifier import Classifier
     from .classify.preference import set_swap
-    from .cli.learned_rows import warn_of_learned
     folder = find_model(a.model)
     if a.data is None:
         read_run_record(folder)                            # errors come before a model is loaded
@@ -142,7 +142,6 @@ def check_prompt_flags(a):
 def evaluate_prompted(a):
     """Evaluate a language model with prompts -> (the name of the rows, the rows, a dict)."""
     from .cli.build import build_classifier
-    from .cli.learned_rows import warn_of_learned
     check_prompt_flags(a)
     a.split = a.split or "test"
     flags = (*PROMPT_SETTINGS, "device", "text_column", "label_column", "swap", "quoting")

@@ -29,7 +29,7 @@ from minillmclf.text.data import BUNDLED
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3)
 LABELS = list(small.TOPICS)
 LEARNED = ("model.safetensors", "config.json", "metrics.jsonl", "predictions.csv", "tokenizer.json",
-           "tokenizer_config.json", "learned.safetensors")
+           "tokenizer_config.json", "learned.json")
 COMMANDS = {"train": train, "evaluate": evaluate, "predict": predict, "compare": compare}
 
 
@@ -1088,7 +1088,7 @@ def whole(folder):
 
 @pytest.mark.parametrize("name, time", [
     ("run.json", 1), ("state.safetensors", 1), ("state.safetensors", 2), ("best.safetensors", 1),
-    ("metrics.jsonl", 1), ("learned.safetensors", 1), ("tokenizer.json", 1),
+    ("metrics.jsonl", 1), ("learned.json", 1), ("tokenizer.json", 1),
     ("tokenizer_config.json", 1), ("model.safetensors", 1), ("config.json", 1),
     ("predictions.csv", 1), ("run.json", 2)])
 def test_full_disk(place, call, tmp_path, monkeypatch, name, time):

@@ -26,7 +26,7 @@ from minillmclf.from_python import flag_value, table_from_memory
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"epochs": 2, "batch_size": 8, "lr": 3e-3}
 SAME = ("model.safetensors", "config.json", "metrics.jsonl", "predictions.csv",
-        "learned.safetensors")
+        "learned.json")
 
 
 @pytest.fixture(scope="module")

@@ -698,7 +698,7 @@ TWO = ("garden", "kitchen")
 TRAIN = dict(readout="labels", objective="completion", method="lora", rank=2, targets="all-linear",
              epochs=2, batch_size=8, lr=1e-2)
 LEARNED = ("tuned.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-           "adapter/minillmclf.json", "adapter/learned.safetensors", "metrics.jsonl",
+           "adapter/minillmclf.json", "adapter/learned.json", "metrics.jsonl",
            "predictions.csv")
 
 

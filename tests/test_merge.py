@@ -295,5 +295,5 @@ def test_of_a_run_that_is_replaced_nothing_stays(runs, tmp_path, capsys):
         assert call(capsys, "--model", runs["lora"], "--out", out, "--overwrite")[0] == 0
         assert {str(name) for name in contents(out)} == {
             "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-            "merged.json", "learned.safetensors", "mine.txt"}
+            "merged.json", "learned.json", "mine.txt"}
         assert torch.equal(answers(out), answers(tmp_path / "full"))

@@ -358,7 +358,7 @@ def test_a_stopped_run_goes_on_to_the_end_of_an_unstopped_one(own, call):
     assert code == 0, error
     assert "epoch   3" in said and "epoch   2" not in said, "it goes on after the second epoch"
     files = ("model.safetensors", "config.json", "metrics.jsonl", "predictions.csv")
-    assert set(contents("stopped")) == {*contents(whole), "learned.safetensors"}, (
+    assert set(contents("stopped")) == {*contents(whole), "learned.json"}, (
         "its state is gone, all else is there")
     stored, found, here = history(whole), history("stopped"), history(again)
     assert found[:2] == stored[:2], "what the state holds is taken as it is"

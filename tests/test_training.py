@@ -540,7 +540,7 @@ def test_a_loaded_state_lies_where_the_parameters_lie(folder, tmp_path):
 # ---- whole runs: the same bytes from the same seed, and after any interruption
 
 RESULTS = ["model.safetensors", "metrics.jsonl", "predictions.csv", "config.json", "tokenizer.json",
-           "tokenizer_config.json", "learned.safetensors"]
+           "tokenizer_config.json", "learned.json"]
 
 
 @pytest.fixture(scope="module")

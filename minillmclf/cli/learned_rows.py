@@ -6,7 +6,7 @@ from ..files import find_model, short
 
 
 def count_before(learned, parts):
-    """learned: int64 (N,) or None; parts: {name: Examples}, of which a model will be judged ->
+    """learned: a set of hashes or None; parts: {name: Examples}, of which a model will be judged ->
     {"learned_before": {name: [number learned, number of rows]}}, or {} if none is learned."""
     counts = {name: [count_learned(learned, rows), len(rows)] for name, rows in parts.items()}
     found = {name: count for name, count in counts.items() if count[0]}

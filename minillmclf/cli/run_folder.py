@@ -30,10 +30,10 @@ MOVING_FOLDER = ".whole"                # in OUT: a finished new run, while its 
 SHARDS = "model-*-of-*.safetensors"
 MODEL_FILES = ("run.json", "config.json", "adapter_config.json", "tuned.json")
 RUN_FILES = (*MODEL_FILES, *RUN_RECORDS[1:], "tokenizer.json", "tokenizer_config.json",
-             "model.safetensors", "model.safetensors.index.json", "learned.safetensors",
-             "adapter_model.safetensors",
-             "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-             "adapter/learned.safetensors", "adapter/minillmclf.json")
+             "model.safetensors", "model.safetensors.index.json", "learned.json",
+             "adapter_model.safetensors", "adapter/adapter_config.json",
+             "adapter/adapter_model.safetensors", "adapter/learned.json",
+             "adapter/minillmclf.json")
 FOLD_LINES = "lines of train, dev, test"       # beside a file's sha256, where folds shares it out
 OBJECT = (lambda v: isinstance(v, dict), "an object")
 RECORD_FIELDS = {                       # of run.json, as files.check_fields takes them
