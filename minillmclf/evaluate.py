@@ -28,6 +28,7 @@ from .cli.rows import encode_examples, load_dataset
 from .cli.settings import add_settings, read_settings
 from .errors import InputError
 from .files import find_model, write_text
+from .text.doctor import examine_data, shared_warnings
 
 PROMPT_SETTINGS = ("template", "label_texts", "instruction", "end", "max_length", "seed")
 PROMPT_FLAGS = ("shots", "neighbours", "rows", "beams", "variance")
@@ -155,6 +156,8 @@ def evaluate_prompted(a):
     name = f"{data.source['path']}, {a.split}"
     if not rows:
         raise InputError(f"{name}: no such rows: choose another --split")
+    for line in shared_warnings(examine_data(data)) if a.shots else []:
+        print(f"WARNING: {line}")                          # a shot may be a row that is judged
     model, _, _ = build_classifier(s, data.labels, data.columns)
     precision = set_precision(model, a.precision, [row.texts for row in rows])
     if a.beams and model.backbone.KIND == "encoder":

@@ -240,6 +240,18 @@ def relabelled(place, folder, split):
     return folder / f"{split}.csv"
 
 
+def test_shots_that_are_judged_rows_are_told(place, ask, tmp_path):
+    """A shot shows its label: where test texts stand among the train rows, that is the answer."""
+    lines = (place / "data.csv").read_text(encoding="utf-8").splitlines()
+    test = [line for line in lines if line.endswith(",test")][:4]
+    path = tmp_path / "copied.csv"
+    path.write_text("\n".join([*lines, *(line[:-len("test")] + "train" for line in test)]) + "\n")
+    told = "WARNING: 4 text(s) of train stand in test too"
+    assert told in ask("gpt2", "--shots", 3, path=path)[0]
+    assert told not in ask("gpt2", path=path)[0]
+    assert "WARNING" not in ask("gpt2", "--shots", 3)[0]
+
+
 @writers
 def test_no_label_of_the_judged_rows_is_seen(name, place, ask, watched, tmp_path):
     scores, fits = watched("read_answers"), watched("fit_calibrations")

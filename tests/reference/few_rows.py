@@ -190,7 +190,7 @@ def table_of_differences(runs):
              f"|---|---|{'---|' * len(SETS)}"]
     for model in (*MODELS, *COMPARED):
         for way in OTHERS:
-            for rows in ("10", "25", "50", "all"):
+            for rows in ("5", "10", "25", "50", "all"):
                 cells = []
                 for name in SETS:
                     one = scores_of(runs, model, name, rows, "contrastive")
