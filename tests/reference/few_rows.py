@@ -173,7 +173,7 @@ def table_of_means(runs):
     lines = [f"| mean of the sets | rows a class | {' | '.join(ways)} |",
              f"|---|---|{'---|' * len(ways)}"]
     for model in MODELS:
-        for rows in ("10", "25"):
+        for rows in ("5", "10", "25", "50", "all"):
             cells = [[scores_of(runs, model, name, rows, way).values() for way in ways]
                      for name in SETS]
             means = [[statistics.mean(cell) for cell in row] for row in cells if all(row)]
