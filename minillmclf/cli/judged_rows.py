@@ -26,8 +26,8 @@ HELD_OUT = "predictions.csv"             # of a fold's run: its held-out rows, a
 
 def record_file(folder):
     """The run.json of a run folder, or merge's copy of it beside a merged model -> its path."""
-    merged = folder / MERGED_RECORD
-    return folder / "run.json" if (folder / "run.json").exists() or not merged.exists() else merged
+    own, merged = folder / "run.json", folder / MERGED_RECORD
+    return merged if merged.exists() and not own.exists() else own
 
 
 def read_run_record(folder):

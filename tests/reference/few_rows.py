@@ -44,6 +44,7 @@ EPOCHS = {f"epoch: {name}": LPFT | {"dev": dev, "min_steps": 120}
           for name, dev in (("the last", "none"), ("a tenth", "split"), ("folds", "cross"))}
 KEYS = ("model", "set", "rows", "seed", "way")             # what a run is known by
 MODELS, OTHERS = ("mini-bert", "minilm"), ("full", "probe, then full", "setfit")
+COUNTS = ("5", "10", "25", "50", "all")                     # rows a class, in the tables' order
 COMPARED = ("mini-llama", "mini-t5", "mini-bert, lora", "mini-bert, bitfit", "mini-bert, houlsby",
             "mini-bert, prefix", "mini-bert, last-1", "mini-llama, lora")     # without own tables
 TEST_ROWS = 500
@@ -150,11 +151,10 @@ def table_of(model, runs):
     own = [line for line in runs if line["model"] == model]
     ways = sorted({line["way"] for line in own}, key=lambda way: place(way, ALL_WAYS))
     seeds = len({line["seed"] for line in own})
-    counts = [*sorted({line["rows"] for line in own} - {"all"}, key=int), "all"]
     lines = [f"| set ({model}) | rows a class | {' | '.join(ways)} |",
              f"|---|---|{'---|' * len(ways)}"]
     for name, rows in sorted({(line["set"], line["rows"]) for line in own},
-                             key=lambda row: (place(row[0], SETS), counts.index(row[1]))):
+                             key=lambda row: (place(row[0], SETS), COUNTS.index(row[1]))):
         cells = [cell([line for line in own if (line["set"], line["rows"], line["way"])
                        == (name, rows, way)], seeds) for way in ways]
         lines.append(f"| {name} | {rows} | {' | '.join(cells)} |")
@@ -173,7 +173,7 @@ def table_of_means(runs):
     lines = [f"| mean of the sets | rows a class | {' | '.join(ways)} |",
              f"|---|---|{'---|' * len(ways)}"]
     for model in MODELS:
-        for rows in ("5", "10", "25", "50", "all"):
+        for rows in COUNTS:
             cells = [[scores_of(runs, model, name, rows, way).values() for way in ways]
                      for name in SETS]
             means = [[statistics.mean(cell) for cell in row] for row in cells if all(row)]
@@ -190,7 +190,7 @@ def table_of_differences(runs):
              f"|---|---|{'---|' * len(SETS)}"]
     for model in (*MODELS, *COMPARED):
         for way in OTHERS:
-            for rows in ("5", "10", "25", "50", "all"):
+            for rows in COUNTS:
                 cells = []
                 for name in SETS:
                     one = scores_of(runs, model, name, rows, "contrastive")
