@@ -17,7 +17,6 @@ scores with intervals, differences to the best row, costs. table.json also has "
 score of every configuration), "not_made" and "left_out" (what was not possible, and why).
 """
 import argparse
-from dataclasses import fields
 
 from ..cli.checks import refuse_multi_label
 from ..cli.parser import Parser, run
@@ -46,8 +45,7 @@ def parse(arguments=None):
     p.add_argument("--overwrite", action="store_true",
                    help="write into a folder that holds other things, or a comparison of other "
                         "data")
-    names = [f.name for f in fields(Settings) if f.name not in DECIDED_SETTINGS]
-    return add_settings(p, names).parse_args(arguments)
+    return add_settings(p, but=DECIDED_SETTINGS).parse_args(arguments)
 
 
 def rows_per_class(text):

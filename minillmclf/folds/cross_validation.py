@@ -19,7 +19,8 @@ from ..cli.device import check_device
 from ..cli.learned_rows import count_before_folds, learned_warning
 from ..cli.outputs import check_out_file, check_out_folder, holds_only, holds_record
 from ..cli.rows import draw_rows, encode_examples
-from ..cli.run_folder import FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run
+from ..cli.run_folder import (FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run,
+                              stopped_line)
 from ..cli.settings import read_settings
 from ..errors import InputError, Stopped
 from ..files import NEW_RUN, find_model, remove_path, write_json, write_text
@@ -199,8 +200,7 @@ def train_fold(s, data, folder, overwrite, say):
     if training_run.finished_record(s, folder, data):
         print(f"{folder}: finished already")
     elif training_run.train_run(s, data, folder, False, say) is None:
-        raise Stopped(f"stopped; the state is saved in {folder}. "
-                      f"The same command{' without --overwrite' * overwrite} goes on from there.")
+        raise Stopped(stopped_line(folder, overwrite))
 
 
 def fold_logits(s, folder, name, examples):

@@ -216,14 +216,6 @@ def fit_lengths(texts, targets, classes):
     return lambda texts: logits(length_features(texts))
 
 
-def length_member(rows, folds, test_texts, labels):
-    """`fit_lengths` -> Member: what `vector_member` says without its vectors."""
-    def fit(numbers, fold):
-        logits = fit_lengths(*both_orders([rows[i] for i in numbers], labels), len(labels))
-        return lambda texts: logits(texts).log_softmax(1)
-    return make_member("lengths alone", fit, rows, folds, test_texts)
-
-
 def distinct_words(text):
     """The share of a text's words that are no repetition."""
     words = text.lower().split()
