@@ -114,8 +114,8 @@ def fit_fold(s, data, learned, held_out, stop):
     of `held_out` after each epoch, or None if the user stopped."""
     model, _, _ = build_classifier(s, data.labels, data.columns)
     prepare_for_training(s, model)
-    train = encode_split(model, model.task.training_examples(learned), training=True)[0]
-    dev, logits = encode_split(model, held_out)[0], []
+    train = encode_split(model, model.task.training_examples(learned), training=True)
+    dev, logits = encode_split(model, held_out), []
 
     def answer(line=None):
         logits.append(model.compute_logits(dev.encoded, s.eval_batch_size))

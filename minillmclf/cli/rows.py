@@ -96,10 +96,9 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
 
 
 def encode_split(model, examples, training=False):
-    """Encode one split for the loop -> (plan.Split, how many texts were cut)."""
+    """Encode one split for the loop -> plan.Split."""
     from ..training.plan import Split
-    encoded, shortened = encode_examples(model, examples, training)
-    return Split(encoded, model.task.targets(examples)), shortened
+    return Split(encode_examples(model, examples, training)[0], model.task.targets(examples))
 
 
 def encode_examples(model, examples, training=False):

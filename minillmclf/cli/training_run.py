@@ -54,7 +54,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
     """Train, with a progress bar -> what loop.fit returns (None if stopped), and the dict of
     `timing_of`. s: cli.settings.Settings; data: text.data.Dataset; say: prints a line."""
     rows = model.task.training_examples(data.train)
-    train, dev = encode_split(model, rows, training=True)[0], encode_split(model, data.dev)[0]
+    train, dev = encode_split(model, rows, training=True), encode_split(model, data.dev)
     count = min(len(rows), TRAIN_SAMPLE_ROWS)
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), count)
     sample = Split([train.encoded[i] for i in chosen], [train.targets[i] for i in chosen])
@@ -113,7 +113,7 @@ def evaluate_and_save(s, model, data, rows, folder, record):
     probabilities = model.probabilities(logits(rows.encoded))                          # (N, C)
 
     def dev_probabilities():
-        return model.probabilities(logits(encode_split(model, data.dev)[0].encoded))
+        return model.probabilities(logits(encode_split(model, data.dev).encoded))
     model.task = model.task.fit_to_dev(dev_probabilities, data.dev)  # such as a cut-off per label
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     gather_weights(model)
@@ -186,7 +186,7 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
                   "doctor": report.as_dict(), **cut, "versions": library_versions(s.device),
                   "parameters": dict(zip(("trainable", "total"), sizes)),
                   **mark_learned(model, data)}
-        rows, _ = encode_split(model, data.test or data.dev)    # before training: a fault shows now
+        rows = encode_split(model, data.test or data.dev)   # before training: a fault is told now
         run_files.start(place, record, overwrite)
         progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)
         if progress is None:

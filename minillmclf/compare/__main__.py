@@ -18,7 +18,7 @@ score of every configuration), "not_made" and "left_out" (what was not possible,
 """
 import argparse
 
-from ..cli.checks import refuse_multi_label
+from ..cli.checks import flag, refuse_multi_label
 from ..cli.parser import Parser, run
 from ..cli.settings import Settings, add_settings
 from ..errors import InputError
@@ -70,7 +70,7 @@ def check_flags(a):
         values = getattr(a, name) or []
         for value in values:
             if values.count(value) > 1:
-                raise InputError(f"--{name.replace('_', '-')}: {value} is named twice")
+                raise InputError(f"{flag(name)}: {value} is named twice")
     if a.models is None:
         a.models = [*BASELINES, *SHIPPED_MODELS]
         if not hasattr(a, "method"):

@@ -113,9 +113,7 @@ def make_plan(a, s, out):
 def fold_dataset(s, source, folds, fold, labels):
     """The data of one fold: its rows are test; dev rows come from the others, by groups."""
     others = [i for i, f in enumerate(folds) if f != fold]
-    chosen = choose_dev_rows([source.examples[i].label for i in others],
-                             [source.groups[i] for i in others], f"{s.seed}:{fold}")
-    dev = {others[i] for i in chosen}
+    dev = choose_dev_rows(others, source.examples, source.groups, f"{s.seed}:{fold}")
     parts = [[source.examples[i] for i in others if i not in dev],
              [source.examples[i] for i in sorted(dev)],
              [e for e, f in zip(source.examples, folds) if f == fold]]

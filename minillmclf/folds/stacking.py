@@ -134,9 +134,7 @@ def bag_of_words_member(rows, groups, folds, test_texts, labels):
     """Logistic regression on words and word pairs, in both orders -> Member. rows: N Examples;
     groups, folds: of each. A fold's penalty is chosen on dev rows out of the other folds."""
     def fit(numbers, fold):
-        chosen = choose_dev_rows([rows[i].label for i in numbers], [groups[i] for i in numbers],
-                                 f"bag:{fold}")
-        dev = {numbers[i] for i in chosen}
+        dev = choose_dev_rows(numbers, rows, groups, f"bag:{fold}")
         bag = PairBag(len(labels)).fit(
             *both_orders([rows[i] for i in numbers if i not in dev], labels),
             *both_orders([rows[i] for i in sorted(dev)], labels))
