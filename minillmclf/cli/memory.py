@@ -305,7 +305,7 @@ def step_activation_bytes(model, step):
     return most + extra
 
 
-def memory_switches(batch_size, length, method, classification=True, dtype="bf16"):
+def memory_switches(batch_size, length, method, classification, dtype):
     """Switches that make a step smaller -> [(flags, Step)]. The first entry has none of them, the
     last several together. classification: is it a classification head, which can read windows?
     dtype: of the frozen matrices."""

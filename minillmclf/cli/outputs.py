@@ -139,13 +139,12 @@ def lock_handle(handle, name):
 def lock_folder(folder):
     """with lock_folder(folder): ...   Another command that would write there is refused meanwhile.
 
-    The lock is on the folder itself and ends with the process, even if that is killed. A new folder
-    that stays empty is removed.
+    folder: a Path. The lock is on the folder itself and ends with the process, even if that is
+    killed. A new folder that stays empty is removed.
     """
     if os.name == "nt":                                        # Windows opens no folders
         yield
         return
-    folder = Path(folder)
     try:
         new = not folder.exists()
         if not new and not folder.is_dir():

@@ -19,7 +19,7 @@ from ..cli.device import check_device
 from ..cli.learned_rows import count_before_folds, learned_warning
 from ..cli.outputs import check_out_file, check_out_folder, holds_only, holds_record
 from ..cli.rows import draw_rows, encode_examples
-from ..cli.run_folder import (FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run,
+from ..cli.run_folder import (FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run, out_folder,
                               stopped_line)
 from ..cli.settings import read_settings
 from ..errors import InputError, Stopped
@@ -57,8 +57,7 @@ def cross_validate(a):
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     s = read_settings(flags, a.config)
     refuse_multi_label(s, "folds")
-    name = f"{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}"
-    out = Path(s.out or f"runs/{name}")
+    out = Path(s.out or f"{out_folder(s)}-folds-{a.folds}")
     reads = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
              ("--model", find_model(s.model))]
     check_out_folder(out, is_own(out), a.overwrite, reads)
