@@ -46,11 +46,12 @@ def parse(arguments=None):
     return add_settings(p, but=decided).parse_args(arguments)
 
 
+@in_all_processes()
 def main(arguments=None):
-    with in_all_processes():
-        a = parse(arguments)
-        from .cross_validation import cross_validate   # torch takes seconds, --help should not
-        return cross_validate(a)
+    """The command, also as one of several processes -> exit code."""
+    a = parse(arguments)
+    from .cross_validation import cross_validate       # torch takes seconds, --help should not
+    return cross_validate(a)
 
 
 if __name__ == "__main__":
