@@ -19,6 +19,7 @@ import json
 import random
 from dataclasses import replace
 
+from .cli.checks import flag
 from .cli.device import add_device_flags, check_device, set_precision
 from .cli.judged_rows import choose_rows, paths_read, read_run_record
 from .cli.learned_rows import warn_of_learned
@@ -72,9 +73,9 @@ def parse(arguments=None):
 
 def main(arguments=None):
     a = parse(arguments)
-    given = [flag for flag in (*PROMPT_SETTINGS, *PROMPT_FLAGS) if getattr(a, flag, None)]
+    given = [name for name in (*PROMPT_SETTINGS, *PROMPT_FLAGS) if getattr(a, name, None)]
     if given and a.method is None:
-        raise InputError(f"--{given[0].replace('_', '-')} goes with --method prompt")
+        raise InputError(f"{flag(given[0])} goes with --method prompt")
     if a.out:
         check_out_file(a.out, a.overwrite, paths_read(a))
     name, rows, metrics = evaluate_prompted(a) if a.method == "prompt" else evaluate_saved(a)
@@ -134,9 +135,9 @@ def check_prompt_flags(a):
                          "more")
     if a.neighbours and not a.shots:
         raise InputError("--neighbours needs a number of --shots")
-    for flag in ("neighbours", "template", "beams"):
-        if a.variance and getattr(a, flag, None):
-            raise InputError(f"--{flag} does nothing beside --variance, which has wordings of its "
+    for name in ("neighbours", "template", "beams"):
+        if a.variance and getattr(a, name, None):
+            raise InputError(f"--{name} does nothing beside --variance, which has wordings of its "
                              "own and the same shots for all rows")
 
 
@@ -145,8 +146,8 @@ def evaluate_prompted(a):
     from .cli.build import build_classifier
     check_prompt_flags(a)
     a.split = a.split or "test"
-    flags = (*PROMPT_SETTINGS, "device", "text_column", "label_column", "swap", "quoting")
-    given = {flag: getattr(a, flag) for flag in flags if getattr(a, flag, None) is not None}
+    names = (*PROMPT_SETTINGS, "device", "text_column", "label_column", "swap", "quoting")
+    given = {name: getattr(a, name) for name in names if getattr(a, name, None) is not None}
     s = read_settings({**given, "model": a.model, "data": a.data, "readout": "labels",
                        "method": "full"})
     data = load_dataset(s)

@@ -214,6 +214,8 @@ def test_a_models_own_settings_and_those_of_all_are_flags():
         "model": "bert@lr=0.1,pool=mean"})
     assert found == {"model": "a/bert", "method": "full", "batch_size": 8, "readout": "labels",
                      "lr": "0.1", "pool": "mean", "epochs": "2"}
+    made["settings"]["models"] = None                      # which check_fields allows
+    assert measured_flags(made, row("bert"))["model"] == "bert"
 
 
 def test_the_printed_command_makes_the_run_of_the_comparison_again(tmp_path, call):

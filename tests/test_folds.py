@@ -33,6 +33,7 @@ from minillmclf.folds.reading import read_source
 from minillmclf.folds.split import choose_dev_rows, grouped_folds, assign_folds, stratified_folds
 from minillmclf.folds.stacking import read_member
 from minillmclf.folds.submission import SubmissionForm, check_submission, submission_text
+from minillmclf.text.examples import Example
 
 QUICK = small.flags(epochs=2, batch_size=8, lr=3e-3, folds=3)
 LABELS = list(small.TOPICS)
@@ -137,7 +138,8 @@ def test_groups_of_a_class_are_spread():
 @given(in_groups())
 def test_dev_rows_keep_groups_whole(case):
     _, labels, groups, seed = case
-    dev = set(choose_dev_rows(labels, groups, seed))
+    examples = [Example(("text",), label, row) for row, label in enumerate(labels)]
+    dev = choose_dev_rows(range(len(labels)), examples, groups, seed)
     for group in set(groups):
         rows = {i for i, g in enumerate(groups) if g == group}
         assert rows <= dev or not rows & dev, f"group {group} stands in dev and in train"

@@ -267,12 +267,13 @@ def test_a_text_without_a_token_has_a_vector(tmp_path):
 
 def test_vectors_are_fitted_to_what_lengths_leave(tmp_path, monkeypatch):
     """With a penalty that lets no weight live, a model's member is that of the lengths alone."""
+    from reference.stacking import length_member
     monkeypatch.setattr(stacking, "VECTOR_STRENGTH", 1e9)
     model = Classifier.from_backbone(small.bert_folder(tmp_path / "bert"), LABELS, pool="mean",
                                      max_length=16)
     rows = battles(45)
     tests = [row.texts for row in battles(9, 1)]
-    alone = stacking.length_member(rows, folds_of(rows), tests, LABELS)
+    alone = length_member(rows, folds_of(rows), tests)
     member = stacking.vector_member("small", model, rows, folds_of(rows), tests, LABELS)
     assert torch.allclose(member.out_of_fold, alone.out_of_fold, atol=1e-3)
     assert torch.allclose(member.test, alone.test, atol=1e-3)

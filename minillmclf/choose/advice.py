@@ -43,12 +43,9 @@ def measured_flags(comparison, row):
     """The settings of a comparison's row, as flags of python -m minillmclf.train."""
     given = comparison["settings"]                         # the flags of the comparison
     name, _, own = row["model"].partition("@")
-    for model in given.get("models", []):
-        path = model.partition("@")[0]
-        if Path(path).name == name:
-            name = path
-            break
-    flags = {"model": name, "method": row["method"]}
+    paths = [model.partition("@")[0] for model in given.get("models") or ()]
+    path = next((path for path in paths if Path(path).name == name), name)
+    flags = {"model": path, "method": row["method"]}
     flags |= {key: value for key, value in given.items()
               if key in vars(Settings()) and key not in ("out", "data", "seed")}
     if row["readout"] != "head":

@@ -21,7 +21,7 @@ from ..training.metrics import is_better
 from ..training.parallel.processes import is_distributed
 from ..training.plan import Split, plan_epochs
 from .build import build_classifier
-from .machine import memory_of_run, prepare_for_training, probe_fitter, step_and_store
+from .machine import add_probe, memory_of_run, prepare_for_training, step_and_store
 from .parser import StopSignal
 from .rows import encode_split
 
@@ -114,19 +114,16 @@ def fit_fold(s, data, learned, held_out, stop):
     of `held_out` after each epoch, or None if the user stopped."""
     model, _, _ = build_classifier(s, data.labels, data.columns)
     prepare_for_training(s, model)
-    train = encode_split(model, model.task.training_examples(learned), training=True)[0]
-    dev, logits = encode_split(model, held_out)[0], []
+    train = encode_split(model, model.task.training_examples(learned), training=True)
+    dev, logits = encode_split(model, held_out), []
 
     def answer(line=None):
         logits.append(model.compute_logits(dev.encoded, s.eval_batch_size))
     with tempfile.TemporaryDirectory() as folder, \
             memory_of_run(s, model, [*train.encoded, *dev.encoded]):
         step, store = step_and_store(s, model, train.targets, folder, stop, lambda line: None)
-        fit_head, hooks = probe_fitter(s, model, train), loop.Hooks(on_epoch=answer)
-        if fit_head and s.objective == "contrastive":
-            hooks.before_dev = fit_head
-        elif fit_head:
-            fit_head()
+        hooks = loop.Hooks(on_epoch=answer)
+        add_probe(s, model, train, hooks)
         progress = loop.fit(model, train, Split([], []), s, store, step, hooks)
         if progress and not logits:                        # no epochs: the probe alone
             answer()

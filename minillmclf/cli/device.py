@@ -9,7 +9,6 @@ of sums, and --precision bf16 is there for speed, faster still.
 """
 import contextlib
 import copy
-import functools
 import os
 import sys
 from pathlib import Path
@@ -139,15 +138,6 @@ def deterministic(wanted):
     finally:
         torch.set_deterministic_debug_mode(before)
         cudnn.deterministic, cudnn.benchmark = cudnn_before
-
-
-def with_device_modes(function):
-    """Wrap function(s, ...), s: Settings: it is run within `deterministic` if they ask for it."""
-    @functools.wraps(function)
-    def wrapped(s, *arguments, **more):
-        with deterministic(s.deterministic == "on"):
-            return function(s, *arguments, **more)
-    return wrapped
 
 
 def is_bf16_fast(device):

@@ -81,15 +81,21 @@ def objective_of(s, model, targets):
     return model.task.build_objective(s, targets)
 
 
-def probe_fitter(s, model, train):
-    """-> a function () that fits the head's last layer to the training rows, or None where the
-    settings ask for no probe. train: training.plan.Split."""
-    if s.head_init != "probe" and s.objective != "contrastive":
-        return None
-    objective = model.task.build_objective(s, train.targets)
-    answers = s.objective == "contrastive" or not (s.epochs or s.min_steps)      # as it is
-    return functools.partial(fit_probe, model, train, objective, s.eval_batch_size,
-                             L2_PENALTY if answers else L2_PENALTY_AT_START)
+def add_probe(s, model, train, hooks):
+    """Fit the head's last layer to the training rows, where the settings ask for a probe: now, or
+    in `hooks` after each epoch of a contrastive loss, which trains no head. train:
+    training.plan.Split; hooks: loop.Hooks."""
+    contrastive = s.objective == "contrastive"
+    if s.head_init != "probe" and not contrastive:
+        return
+    answers = contrastive or not (s.epochs or s.min_steps)                       # as it is
+    fit_head = functools.partial(fit_probe, model, train,
+                                 model.task.build_objective(s, train.targets), s.eval_batch_size,
+                                 L2_PENALTY if answers else L2_PENALTY_AT_START)
+    if contrastive:
+        hooks.before_dev = fit_head
+    else:
+        fit_head()
 
 
 def step_and_store(s, model, targets, folder, stop, say):
@@ -122,11 +128,6 @@ def memory_of_run(s, model, encoded):
     cache = nullcontext() if parallel.is_distributed() else cached_features(model, encoded, s)
     with give_back_freed(little and device_kind(s.device) == "cpu"), cache:
         yield
-
-
-def logits_of(s, model, encoded):
-    """The logits (N, C) of encoded rows; several processes divide the rows."""
-    return parallel.shared_logits(model, encoded, s.eval_batch_size)
 
 
 # the weights, where several processes hold parts of them; is this the process that writes files?

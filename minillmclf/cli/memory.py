@@ -246,16 +246,13 @@ def checkpoint_blocks(model, but):
     """with checkpoint_blocks(model, but): ...   Every block except `but` saves only its input, as
     with --gradient-checkpointing."""
     blocks = [block for block in all_blocks(model) if block is not but]
-    before = {block: vars(block).get("forward") for block in blocks}
     for block in blocks:
         block.forward = RecomputedForward(block.forward)
     try:
         yield
     finally:
-        for block, forward in before.items():
-            del block.forward
-            if forward is not None:
-                block.forward = forward
+        for block in blocks:
+            del block.forward                  # of the instance: that of the class is there again
 
 
 @contextmanager
@@ -308,7 +305,7 @@ def step_activation_bytes(model, step):
     return most + extra
 
 
-def memory_switches(batch_size, length, method, classification=True, dtype="bf16"):
+def memory_switches(batch_size, length, method, classification, dtype):
     """Switches that make a step smaller -> [(flags, Step)]. The first entry has none of them, the
     last several together. classification: is it a classification head, which can read windows?
     dtype: of the frozen matrices."""

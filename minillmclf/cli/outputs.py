@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import CHECKPOINTS, error_text, read_json, short
+from .checks import flag
 
 try:
     import fcntl
@@ -45,7 +46,7 @@ def input_paths(flags):
     the argument `inputs` of the checks."""
     names = ("config", "data", "test", "sample", "model", "base", "template", "label_texts",
              "instruction", "neighbours")
-    return [(f"--{name.replace('_', '-')}", path) for name in names
+    return [(flag(name), path) for name in names
             if isinstance(value := getattr(flags, name, None), str) and value
             for path in (value, CHECKPOINTS / value) if os.path.exists(path)]
 
@@ -138,13 +139,12 @@ def lock_handle(handle, name):
 def lock_folder(folder):
     """with lock_folder(folder): ...   Another command that would write there is refused meanwhile.
 
-    The lock is on the folder itself and ends with the process, even if that is killed. A new folder
-    that stays empty is removed.
+    folder: a Path. The lock is on the folder itself and ends with the process, even if that is
+    killed. A new folder that stays empty is removed.
     """
     if os.name == "nt":                                        # Windows opens no folders
         yield
         return
-    folder = Path(folder)
     try:
         new = not folder.exists()
         if not new and not folder.is_dir():

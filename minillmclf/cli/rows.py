@@ -10,8 +10,6 @@ from ..text.doctor import examine_data, unknown_share
 from ..text.examples import print_note, split_names, text_column_names
 from .tables import csv_text
 
-READING_SETTINGS = ("quoting",)        # how files are read, besides the names of columns
-
 
 def draw_rows(examples, per_class, seed):
     """`per_class` rows of each class, drawn by the seed; a class with fewer gives all it has, and
@@ -47,28 +45,23 @@ def load_dataset(s, table=None):
                      kind.MULTI_LABEL, s.quoting, needs_dev=s.dev == "split")
     kind.check_columns(data.columns, s.readout)
     data = hold_out_as_asked(s, data)
-    if s.dev == "none" and data.dev:
-        refuse_other_dev_rows(s)
     if s.rows_per_class:
         data.train = draw_rows(data.train, s.rows_per_class, s.seed)
     return data
 
 
 def hold_out_as_asked(s, data):
-    """With --dev none and cross, the dev rows that were held out of train go back -> data. They
-    stay where the user marked them, or where there are no test rows to judge a model by; then cross
-    is refused."""
-    if s.dev != "split" and data.source["dev_from_train"] and data.test:
+    """With --dev none and cross, the dev rows that were held out of train go back -> data.
+    InputError where the user marked dev rows, or where there are no test rows to judge a model by.
+    """
+    if s.dev == "split":
+        return data
+    if data.source["dev_from_train"] and data.test:
         data.train, data.dev = data.train + data.dev, []
-    if s.dev == "cross" and data.dev:
-        refuse_other_dev_rows(s)
+    if data.dev:
+        raise InputError(f"--dev {s.dev}: {short(s.data, 200)} has dev rows of its own, or no test "
+                         "rows beside them; let these choose: --dev split")
     return data
-
-
-def refuse_other_dev_rows(s):
-    """InputError for --dev none or cross where there are dev rows."""
-    raise InputError(f"--dev {s.dev}: {short(s.data, 200)} has dev rows of its own, or no test "
-                     "rows beside them; let these choose: --dev split")
 
 
 def diagnose_data(model, data):
@@ -103,10 +96,9 @@ def write_predictions(path, examples, probabilities, labels, answers=None):
 
 
 def encode_split(model, examples, training=False):
-    """Encode one split for the loop -> (plan.Split, how many texts were cut)."""
+    """Encode one split for the loop -> plan.Split."""
     from ..training.plan import Split
-    encoded, shortened = encode_examples(model, examples, training)
-    return Split(encoded, model.task.targets(examples)), shortened
+    return Split(encode_examples(model, examples, training)[0], model.task.targets(examples))
 
 
 def encode_examples(model, examples, training=False):
@@ -116,9 +108,8 @@ def encode_examples(model, examples, training=False):
 
 def reading_of(s, data):
     """How the rows of a run are read -> dict, which its model saves (Classifier.set_reading)."""
-    label = s.label_column or data.label_column
-    more = {name: getattr(s, name) for name in READING_SETTINGS}
-    return {"text_column": list(data.columns), "label_column": label, **more}
+    return {"text_column": list(data.columns),
+            "label_column": s.label_column or data.label_column, "quoting": s.quoting}
 
 
 def text_columns(model, asked, columns=()):
@@ -135,7 +126,6 @@ def text_columns(model, asked, columns=()):
 
 
 def reading_options(model, flags):
-    """The READING_SETTINGS, of the flags or else the model -> keywords of text.data's readers."""
-    known = model.reading or {}
-    found = {name: getattr(flags, name, None) or known.get(name) for name in READING_SETTINGS}
-    return {name: value for name, value in found.items() if value}
+    """--quoting, of the flags or else the model -> keywords of text.data's readers."""
+    quoting = getattr(flags, "quoting", None) or (model.reading or {}).get("quoting")
+    return {"quoting": quoting} if quoting else {}

@@ -150,14 +150,15 @@ class Settings:
         return settings | {"keep": old_sides[self.truncation_side]}
 
 
-def add_settings(parser, names=None, grouped=True):
-    """Add a flag for each field (or those in `names`), under the headings of GROUPS.
+def add_settings(parser, names=None, grouped=True, but=()):
+    """Add a flag for each field (or those in `names`), not those in `but`, under the headings of
+    GROUPS.
 
     A flag that is not given is missing from the namespace, so that --config can fill it.
     """
     groups = {}
     for f in fields(Settings):
-        if names is None or f.name in names:
+        if f.name not in but and (names is None or f.name in names):
             title = GROUPS[f.metadata["group"]]
             if title not in groups:
                 groups[title] = parser.add_argument_group(title) if grouped else parser

@@ -20,11 +20,11 @@ from . import run_folder
 from .baseline_warning import baseline_warning
 from .build import build_classifier, build_task, check_saved, model_lines, own_head_note
 from .cross import fit_as_asked
-from .device import with_device_modes
+from .device import deterministic
 from .fits import too_large_line
 from .learned_rows import learned_warning, mark_learned
-from .machine import (gather_weights, library_versions, logits_of, memory_of_run, peak_memory_mb,
-                      prepare_for_training, probe_fitter, step_and_store, writes_files)
+from .machine import (add_probe, gather_weights, library_versions, memory_of_run, peak_memory_mb,
+                      prepare_for_training, step_and_store, writes_files)
 from .parser import StopSignal
 from .progress import Progress
 from .rows import diagnose_data, encode_split, reading_of, write_predictions
@@ -54,7 +54,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
     """Train, with a progress bar -> what loop.fit returns (None if stopped), and the dict of
     `timing_of`. s: cli.settings.Settings; data: text.data.Dataset; say: prints a line."""
     rows = model.task.training_examples(data.train)
-    train, dev = encode_split(model, rows, training=True)[0], encode_split(model, data.dev)[0]
+    train, dev = encode_split(model, rows, training=True), encode_split(model, data.dev)
     count = min(len(rows), TRAIN_SAMPLE_ROWS)
     chosen = random.Random(f"fitted:{s.seed}").sample(range(len(rows)), count)
     sample = Split([train.encoded[i] for i in chosen], [train.targets[i] for i in chosen])
@@ -77,11 +77,7 @@ def fit_with_progress(s, model, data, folder, say, on_epoch=None):
                 on_epoch(dict(line))
         step, store = step_and_store(s, model, train.targets, folder, stop, say_above)
         hooks = loop.Hooks(after_step, on_epoch=after_epoch)
-        if fit_head := probe_fitter(s, model, train):
-            if s.objective == "contrastive":               # its loss trains no head
-                hooks.before_dev = fit_head
-            else:
-                fit_head()
+        add_probe(s, model, train, hooks)
         progress = fit(model, train, dev, s, store, step, hooks)
     if progress is not None and writes_files():
         lines = [json.dumps(line) + "\n" for line in progress["history"]]
@@ -113,11 +109,11 @@ def evaluate_and_save(s, model, data, rows, folder, record):
     split, examples = ("test", data.test) if data.test else ("dev", data.dev)
 
     def logits(encoded):
-        return logits_of(s, model, encoded)                                            # (N, C)
+        return model.compute_logits(encoded, s.eval_batch_size)                        # (N, C)
     probabilities = model.probabilities(logits(rows.encoded))                          # (N, C)
 
     def dev_probabilities():
-        return model.probabilities(logits(encode_split(model, data.dev)[0].encoded))
+        return model.probabilities(logits(encode_split(model, data.dev).encoded))
     model.task = model.task.fit_to_dev(dev_probabilities, data.dev)  # such as a cut-off per label
     checks = model.task.check_answers(model, [e.texts for e in examples], logits)
     gather_weights(model)
@@ -170,7 +166,6 @@ def describe(s, model, data, sizes, say):
     return report, cut
 
 
-@with_device_modes
 def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     """A run from the data to the saved model -> its record (run.json), None if it was stopped.
 
@@ -181,21 +176,23 @@ def train_run(s, data, folder, overwrite=False, say=print, on_epoch=None):
     place = run_folder.training_folder(s, folder, data, overwrite)     # `folder`, or one inside it
     for line in too_large_line(s, data.labels, data.columns):
         say(line)
-    model, *sizes = build_classifier(s, data.labels, data.columns)
-    model.set_reading(reading_of(s, data))
-    prepare_for_training(s, model)
-    report, cut = describe(s, model, data, sizes, say)
-    record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
-              "data": {**data.source, "rows": report.rows, "labels": data.labels},
-              "doctor": report.as_dict(), **cut, "versions": library_versions(s.device),
-              "parameters": dict(zip(("trainable", "total"), sizes)), **mark_learned(model, data)}
-    rows, _ = encode_split(model, data.test or data.dev)    # before training: a fault is told now
-    run_files.start(place, record, overwrite)
-    progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)
-    if progress is None:
-        return None
-    record |= {"best_epoch": progress["best"]["epoch"], "timing": timing}
-    record = evaluate_and_save(s, model, data, rows, place, record)
+    with deterministic(s.deterministic == "on"):
+        model, *sizes = build_classifier(s, data.labels, data.columns)
+        model.set_reading(reading_of(s, data))
+        prepare_for_training(s, model)
+        report, cut = describe(s, model, data, sizes, say)
+        record = {"settings": asdict(s), "finished": False, "base": run_folder.base_fingerprint(s),
+                  "data": {**data.source, "rows": report.rows, "labels": data.labels},
+                  "doctor": report.as_dict(), **cut, "versions": library_versions(s.device),
+                  "parameters": dict(zip(("trainable", "total"), sizes)),
+                  **mark_learned(model, data)}
+        rows = encode_split(model, data.test or data.dev)   # before training: a fault is told now
+        run_files.start(place, record, overwrite)
+        progress, timing = fit_with_progress(s, model, data, place, say, on_epoch)
+        if progress is None:
+            return None
+        record |= {"best_epoch": progress["best"]["epoch"], "timing": timing}
+        record = evaluate_and_save(s, model, data, rows, place, record)
     run_files.move_into_place()         # from `place` into the folder
     return record
 

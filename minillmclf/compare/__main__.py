@@ -17,9 +17,8 @@ scores with intervals, differences to the best row, costs. table.json also has "
 score of every configuration), "not_made" and "left_out" (what was not possible, and why).
 """
 import argparse
-from dataclasses import fields
 
-from ..cli.checks import refuse_multi_label
+from ..cli.checks import flag, refuse_multi_label
 from ..cli.parser import Parser, run
 from ..cli.settings import Settings, add_settings
 from ..errors import InputError
@@ -46,8 +45,7 @@ def parse(arguments=None):
     p.add_argument("--overwrite", action="store_true",
                    help="write into a folder that holds other things, or a comparison of other "
                         "data")
-    names = [f.name for f in fields(Settings) if f.name not in DECIDED_SETTINGS]
-    return add_settings(p, names).parse_args(arguments)
+    return add_settings(p, but=DECIDED_SETTINGS).parse_args(arguments)
 
 
 def rows_per_class(text):
@@ -72,7 +70,7 @@ def check_flags(a):
         values = getattr(a, name) or []
         for value in values:
             if values.count(value) > 1:
-                raise InputError(f"--{name.replace('_', '-')}: {value} is named twice")
+                raise InputError(f"{flag(name)}: {value} is named twice")
     if a.models is None:
         a.models = [*BASELINES, *SHIPPED_MODELS]
         if not hasattr(a, "method"):

@@ -5,10 +5,7 @@ from ..cli.settings import Settings, with_current_names
 from ..errors import InputError
 from ..files import check_fields, read_json, short
 from ..text.examples import split_names
-
-
-def is_names(value):
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+from ..tuning.saved import is_names
 
 
 SETTINGS_FIELDS = {                 # of settings.json, as files.check_fields takes them

@@ -22,11 +22,9 @@ again; finished folds stay.
                        loss of rows that they were not fitted to. Its columns and rows are those of
                        --sample; without it, id and the winner columns of the data, or p_CLASS
 """
-from dataclasses import fields
-
-from ..cli.parser import Parser, run
-from ..cli.settings import Settings, add_settings
 from ..cli.launch import in_all_processes
+from ..cli.parser import Parser, run
+from ..cli.settings import add_settings
 
 
 def parse(arguments=None):
@@ -44,15 +42,16 @@ def parse(arguments=None):
     p.add_argument("--config", help="a run.json: take its settings, flags override them")
     p.add_argument("--overwrite", action="store_true",
                    help="start anew although --out holds folds")
-    names = [f.name for f in fields(Settings) if f.name not in ("few_rows", "dev")]
-    return add_settings(p, names).parse_args(arguments)             # the folds decide dev rows
+    decided = ("few_rows", "dev")                                   # the folds decide dev rows
+    return add_settings(p, but=decided).parse_args(arguments)
 
 
+@in_all_processes()
 def main(arguments=None):
-    with in_all_processes():
-        a = parse(arguments)
-        from .cross_validation import cross_validate   # torch takes seconds, --help should not
-        return cross_validate(a)
+    """The command, also as one of several processes -> exit code."""
+    a = parse(arguments)
+    from .cross_validation import cross_validate       # torch takes seconds, --help should not
+    return cross_validate(a)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from ..cli.device import check_device
 from ..cli.learned_rows import count_before_folds, learned_warning
 from ..cli.outputs import check_out_file, check_out_folder, holds_only, holds_record
 from ..cli.rows import draw_rows, encode_examples
-from ..cli.run_folder import FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run
+from ..cli.run_folder import (FOLD_LINES, MOVING_FOLDER, RunFolder, compare_with_run, out_folder,
+                              stopped_line)
 from ..cli.settings import read_settings
 from ..errors import InputError, Stopped
 from ..files import NEW_RUN, find_model, remove_path, write_json, write_text
@@ -56,8 +57,7 @@ def cross_validate(a):
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     s = read_settings(flags, a.config)
     refuse_multi_label(s, "folds")
-    name = f"{Path(s.model).name}-{Path(s.data).stem}-{s.method}-{s.seed}-folds-{a.folds}"
-    out = Path(s.out or f"runs/{name}")
+    out = Path(s.out or f"{out_folder(s)}-folds-{a.folds}")
     reads = [("--data", find_data(s.data)), ("--test", a.test), ("--sample", a.sample),
              ("--model", find_model(s.model))]
     check_out_folder(out, is_own(out), a.overwrite, reads)
@@ -112,9 +112,7 @@ def make_plan(a, s, out):
 def fold_dataset(s, source, folds, fold, labels):
     """The data of one fold: its rows are test; dev rows come from the others, by groups."""
     others = [i for i, f in enumerate(folds) if f != fold]
-    chosen = choose_dev_rows([source.examples[i].label for i in others],
-                             [source.groups[i] for i in others], f"{s.seed}:{fold}")
-    dev = {others[i] for i in chosen}
+    dev = choose_dev_rows(others, source.examples, source.groups, f"{s.seed}:{fold}")
     parts = [[source.examples[i] for i in others if i not in dev],
              [source.examples[i] for i in sorted(dev)],
              [e for e, f in zip(source.examples, folds) if f == fold]]
@@ -199,8 +197,7 @@ def train_fold(s, data, folder, overwrite, say):
     if training_run.finished_record(s, folder, data):
         print(f"{folder}: finished already")
     elif training_run.train_run(s, data, folder, False, say) is None:
-        raise Stopped(f"stopped; the state is saved in {folder}. "
-                      f"The same command{' without --overwrite' * overwrite} goes on from there.")
+        raise Stopped(stopped_line(folder, overwrite))
 
 
 def fold_logits(s, folder, name, examples):

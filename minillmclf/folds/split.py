@@ -80,15 +80,16 @@ def grouped_folds(labels, groups, k, seed):
     return [fold_of[group] for group in groups]
 
 
-def choose_dev_rows(labels, groups, seed):
-    """-> the indices of the dev rows, about a tenth of each class. They choose the best epoch.
+def choose_dev_rows(rows, examples, groups, seed):
+    """Row numbers -> the set of those that are dev rows, about a tenth of each class. They choose
+    the best epoch. examples, groups: of all rows.
 
     All rows of a group are chosen, or none. A group stays in training if no other has one of its
     classes (text.data.hold_out).
     """
-    rows = [Example((str(group),), label, row)
-            for row, (label, group) in enumerate(zip(labels, groups))]
-    return [example.row for example in hold_out(rows, ("dev",), seed)["dev"]]
+    parts = hold_out([Example((str(groups[i]),), examples[i].label, i) for i in rows], ("dev",),
+                     seed)
+    return {example.row for example in parts["dev"]}
 
 
 def straddling_warning(examples, folds):

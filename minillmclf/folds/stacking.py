@@ -134,9 +134,7 @@ def bag_of_words_member(rows, groups, folds, test_texts, labels):
     """Logistic regression on words and word pairs, in both orders -> Member. rows: N Examples;
     groups, folds: of each. A fold's penalty is chosen on dev rows out of the other folds."""
     def fit(numbers, fold):
-        chosen = choose_dev_rows([rows[i].label for i in numbers], [groups[i] for i in numbers],
-                                 f"bag:{fold}")
-        dev = {numbers[i] for i in chosen}
+        dev = choose_dev_rows(numbers, rows, groups, f"bag:{fold}")
         bag = PairBag(len(labels)).fit(
             *both_orders([rows[i] for i in numbers if i not in dev], labels),
             *both_orders([rows[i] for i in sorted(dev)], labels))
@@ -214,14 +212,6 @@ def fit_lengths(texts, targets, classes):
     """Regression on `length_features` alone -> a function, texts of n rows -> logits (n, C)."""
     logits = fit_regression(length_features(texts), targets, classes, STRENGTHS[0])
     return lambda texts: logits(length_features(texts))
-
-
-def length_member(rows, folds, test_texts, labels):
-    """`fit_lengths` -> Member: what `vector_member` says without its vectors."""
-    def fit(numbers, fold):
-        logits = fit_lengths(*both_orders([rows[i] for i in numbers], labels), len(labels))
-        return lambda texts: logits(texts).log_softmax(1)
-    return make_member("lengths alone", fit, rows, folds, test_texts)
 
 
 def distinct_words(text):

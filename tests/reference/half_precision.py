@@ -65,7 +65,7 @@ def steps_of(a):
                          few_rows="off", lr=1e-5)
             data = load_data(a.data)
             model = build_classifier(s, data.labels)[0].train()
-            train = encode_split(model, data.train[:128])[0]
+            train = encode_split(model, data.train[:128])
             optimizer = build_optimizer(model, s.lr, s.weight_decay)
             ways[f"{method}, {precision}"] = partial(take_steps, model, optimizer, train, s)
     return ways

@@ -30,8 +30,8 @@ from minillmclf.classify.swap import longer_answer
 from minillmclf.folds.reading import group_key
 from minillmclf.folds.split import assign_folds
 from minillmclf.folds.arena import FIELDS, WINNERS
-from minillmclf.folds.stacking import (bag_of_words_member, fit_stack, length_member, read_member,
-                                       vector_member)
+from minillmclf.folds.stacking import (bag_of_words_member, both_orders, fit_lengths, fit_stack,
+                                       make_member, read_member, vector_member)
 from minillmclf.text.examples import read_examples
 from minillmclf.training.statistics import bootstrap_interval
 
@@ -45,12 +45,20 @@ def losses(probabilities, rows):
     return -np.log(np.clip(p, 1e-15, 1))
 
 
+def length_member(rows, folds, tests):
+    """What `vector_member` says without its vectors -> Member."""
+    def fit(numbers, fold):
+        logits = fit_lengths(*both_orders([rows[i] for i in numbers], LABELS), len(LABELS))
+        return lambda texts: logits(texts).log_softmax(1)
+    return make_member("lengths alone", fit, rows, folds, tests)
+
+
 def members_of(a, rows, groups, folds, tests):
     """The bag of words and each model -> {name: Member}, {name: seconds of processor time}."""
     found, seconds, begin = {}, {}, time.process_time()
     found["bag of words"] = bag_of_words_member(rows, groups, folds, tests, LABELS)
     seconds["bag of words"] = time.process_time() - begin
-    found["lengths alone"] = length_member(rows, folds, tests, LABELS)
+    found["lengths alone"] = length_member(rows, folds, tests)
     for name in a.models:
         begin = time.process_time()
         model = Classifier.from_backbone(name, LABELS, pool="mean", max_length=a.max_length)

@@ -36,7 +36,7 @@ s = read_settings({key: value for key, value in flags.items()
 data = load_dataset(s)
 model = build(s, data.labels, data.columns)[0].train()
 longest = sorted(data.train, key=lambda example: sum(map(len, example.texts)))[-2 * s.batch_size:]
-train = encode(model, longest)[0]
+train = encode(model, longest)
 if s.gradient_checkpointing == "on":
     recompute_blocks(model)
 small = torch.nn.Linear(4, 4)  # libraries load what they need
