@@ -136,8 +136,7 @@ class Classifier(nn.Module):
         with self.head.shared_work(self, encoded):
             for rows in make_batches(list(map(self.row_size, encoded)), batch_size):
                 out[rows] = compute(self.collate(encoded, rows).to(device)).float().cpu()
-        bad = (~out.isfinite()).any(1).nonzero().flatten().tolist()
-        if bad:
+        if bad := (~out.isfinite()).any(1).nonzero().flatten().tolist():
             raise InputError(f"text {bad[0] + 1}: the model's answer is not finite ({len(bad)} of "
                              f"{len(out)} texts): its weights are damaged: fetch or train it again")
         return out

@@ -5,14 +5,13 @@ holds what was trained: LoRA, DoRA, prefix and prompt in PEFT's layout (peft/); 
 PEFT does not know, under our own names. Loading either compares the base's files with those at the
 time of training: on another base an adapter gives wrong answers, without an error.
 """
-import json
 import re
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError
-from ..files import check_fields, find_model, read_json, short, write_text
+from ..files import check_fields, find_model, read_json, short, write_json
 from ..models.config import ignoring_config_keys
 from ..models.tensor_files import write_tensors
 from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, peft, set_trainable
@@ -105,7 +104,7 @@ def save_tuned(model, folder):
                            tuning.get("bias", "none"), tuning.get("saved", []), sums)
     record = {**base_record(base, folder), "quantise": model.quantise, "recipe": tuning,
               "fingerprint": sums, "labels": model.labels, **model.settings()}
-    write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / TUNED, record)
 
 
 def check_base(base, saved, where):

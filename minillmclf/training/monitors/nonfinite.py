@@ -7,8 +7,7 @@ backward pass.
 """
 import torch
 
-from ..fp16 import autocast
-from ..loop import Diverged
+from ..loop import Diverged, autocast
 from ..parallel.processes import full_tensor
 
 

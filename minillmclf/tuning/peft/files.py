@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ...errors import InputError
-from ...files import read_json, short, write_text
+from ...files import read_json, short, write_json, write_text
 from ...models.tensor_files import open_tensors, write_tensors
 from .config import CONFIG, method_of, read_config
 from .model import collect_adapter, raise_faults, short_name, split_tensors
@@ -110,7 +110,7 @@ def write_adapter(folder, model, base=None, bias="none", saved=(), sums=None):
     named = {name if name == "prompt_embeddings" else prefix + name:
              tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_tensors(folder / TENSORS, named, {"format": "pt"})
-    write_text(folder / OWN_FILE, json.dumps(own, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / OWN_FILE, own)
     config = {key: None if value == [] else value for key, value in record.items()}
     config |= {"task_type": task_type(model, record), "inference_mode": True, **more}
     text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
