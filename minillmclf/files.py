@@ -97,6 +97,15 @@ def is_number(value):
     return type(value) in (int, float)
 
 
+def is_text(value):
+    return isinstance(value, str)
+
+
+def is_names(value):
+    """Is it a list of texts? From Python, a tuple will do."""
+    return isinstance(value, (list, tuple)) and all(map(is_text, value))
+
+
 def check_fields(record, table, where):
     """Raise InputError unless an object that was read from a file holds what it should. -> record
 

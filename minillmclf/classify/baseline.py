@@ -52,11 +52,6 @@ def class_frequencies(train_targets, rows, classes):
     return np.tile(shares, (rows, 1))
 
 
-def multilabel_frequencies(train_targets, rows):
-    """Multi-label targets (N, C) of 0 and 1 -> the share of rows with each class, (rows, C)."""
-    return np.tile(np.mean(train_targets, axis=0), (rows, 1))
-
-
 def terms_of(texts):
     """The texts of a row -> its words and pairs of neighbours: "A cat sat" -> ["0:cat", "0:sat",
     "0:cat 0:sat"], where 0 is the number of the text."""

@@ -16,7 +16,7 @@ from ..files import short
 from ..text.cells import split_label
 from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evaluate_multilabel,
                                    positive_weights)
-from .baseline import OneVersusRest, multilabel_frequencies
+from .baseline import OneVersusRest
 from .task import SingleLabel
 
 DEFAULT_THRESHOLD = 0.5                             # the threshold before any is fitted
@@ -75,7 +75,6 @@ class MultiLabel(SingleLabel):
     MULTI_LABEL, PROBLEM_TYPE = True, "multi_label_classification"
     METRICS = tuple(MULTILABEL_METRICS)
     FREQUENCY_BASELINE, BAG_OF_WORDS = "class frequencies", OneVersusRest
-    predict_frequencies = staticmethod(multilabel_frequencies)
 
     def __init__(self, labels, thresholds=None):
         super().__init__(labels)
@@ -118,6 +117,10 @@ class MultiLabel(SingleLabel):
         return evaluate_multilabel(probabilities, targets, self.labels, self.thresholds) | {
             "thresholds": dict(zip(self.labels, self.thresholds)),
             "at_half": {name: plain[name] for name in THRESHOLD_METRICS}}
+
+    def predict_frequencies(self, targets, rows):
+        """The share of the targets with each class, repeated for each row -> (rows, C)."""
+        return np.tile(np.mean(targets, axis=0), (rows, 1))
 
     def fit_to_dev(self, probabilities, examples):
         if not examples:                               # --dev none: the thresholds stay 0.5

@@ -61,11 +61,6 @@ def half_modules(model):
             and module.weight.dtype == torch.bfloat16}
 
 
-def dtype_of(model):
-    """Are there frozen matrices in bf16? -> "bf16" or "fp32"."""
-    return "bf16" if half_modules(model) else "fp32"
-
-
 @torch.no_grad()
 def widen(model):
     """Inverse of `halve`, but for the rounding: plain layers in fp32 with the same numbers."""

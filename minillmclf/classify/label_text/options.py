@@ -3,7 +3,7 @@
 Here: checks, defaults, and the readout class for each kind of architecture.
 """
 from ...errors import InputError
-from ...files import short
+from ...files import is_names, is_text, short
 from ...text.prompt import Prompt, Template
 from .masks import MaskReadout
 from .readout import ENDS, SCORE_BY, LabelReadout, SourceReadout
@@ -13,26 +13,17 @@ READOUTS = {"decoder": LabelReadout, "encoder-decoder": SourceReadout,   # by Ba
             "encoder": MaskReadout}
 
 
-def is_strings(value):
-    """Is it a list of strings?"""
-    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
-
-
 def is_shots(value):
     """Is it [(text or texts, label text), ...]?"""
     return isinstance(value, (list, tuple)) and all(
-        isinstance(shot, (list, tuple)) and len(shot) == 2 and isinstance(shot[1], str)
-        and (isinstance(shot[0], str) or is_strings(shot[0])) for shot in value)
-
-
-def is_text(value):
-    return isinstance(value, str)
+        isinstance(shot, (list, tuple)) and len(shot) == 2 and is_text(shot[1])
+        and (is_text(shot[0]) or is_names(shot[0])) for shot in value)
 
 
 OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"),     # (test, what)
            "label_texts": (lambda value: isinstance(value, (dict, str)),
                            'an object {"label": ["text", ...]}'),
-           "fields": (is_strings, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
+           "fields": (is_names, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
            "end": (is_text, "a word"), "score_by": (is_text, "a word")}
 
 

@@ -9,7 +9,7 @@ Reference: https://huggingface.co/docs/peft/package_reference/lora
 import re
 from collections import Counter
 
-from ...files import short
+from ...files import is_text, short
 from .. import lora, selection
 
 CONFIG = "adapter_config.json"
@@ -20,7 +20,7 @@ INERT = set("""peft_type peft_version task_type auto_mapping revision inference_
 
 
 def is_name(value):
-    return isinstance(value, str) and bool(re.fullmatch(r"[\w.-]+", value))
+    return is_text(value) and bool(re.fullmatch(r"[\w.-]+", value))
 
 
 def is_positive(value):
@@ -43,10 +43,6 @@ def all_pass(test, kind):
 
 def any_passes(*tests):
     return lambda value: any(test(value) for test in tests)
-
-
-def is_text(value):
-    return isinstance(value, str)
 
 
 COUNT = (is_positive, "a whole number from 1")
