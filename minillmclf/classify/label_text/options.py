@@ -7,7 +7,7 @@ from ...files import is_names, is_text, short
 from ...text.prompt import Prompt, Template
 from .masks import MaskReadout
 from .readout import ENDS, SCORE_BY, LabelReadout, SourceReadout
-from .wordings import default_template, read_label_texts
+from .wordings import read_label_texts, wordings
 
 READOUTS = {"decoder": LabelReadout, "encoder-decoder": SourceReadout,   # by Backbone.KIND
             "encoder": MaskReadout}
@@ -50,8 +50,7 @@ def read_label_options(readout, given, labels):
     fields = list(given.get("fields") or (("text_a", "text_b") if pair else ("text",)))
     shots = [[[texts] if isinstance(texts, str) else list(texts), label_text]
              for texts, label_text in given.get("shots") or []]
-    options = {"readout": "labels", "template": template or default_template(fields),
-               "fields": fields,
+    options = {"readout": "labels", "template": template or wordings(fields)[0], "fields": fields,
                "label_texts": read_label_texts(given.get("label_texts") or "", labels),
                "instruction": given.get("instruction") or "", "shots": shots, "end": end,
                "score_by": score_by}
