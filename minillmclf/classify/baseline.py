@@ -3,8 +3,7 @@ bag of words, and, for two answers to a prompt, "the longer answer wins".
 
 The features are words and pairs of neighbouring words, weighted by TF-IDF with the usual smoothing
 (Salton and Buckley 1988): (1 + log tf) * (1 + log((1 + rows) / (1 + df))), and each row is scaled
-to length 1. Only the most frequent terms are kept, so that weights and the history of L-BFGS stay
-below 400 MB for any data.
+to length 1. Only the most frequent terms are kept: weights and L-BFGS stay below 400 MB of memory.
 """
 import math
 import re

@@ -79,16 +79,21 @@ def average_orders(logits, labels):
     return torch.logaddexp(first, swap_columns(second, labels)).log_softmax(-1)
 
 
-def position_bias(model, texts, logits):
-    """How much a classifier's answers to N rows of three texts depend on their order ->
-    {"answers_changed": share of rows, "mean_difference": mean |p - q|}, p and q the probabilities
-    of both orders. logits: a function, rows of `encode` -> (N, 3); each row is read in one order,
-    whatever the model does otherwise."""
-    p, q = (logits(model.encode(rows, training=True)[0]).softmax(-1).double().numpy()
-            for rows in (texts, [swap_texts(row) for row in texts]))                # (N, 3) each
-    q = swap_columns(q, model.labels)
+def compare_orders(probabilities, swapped):
+    """How much the answers depend on the order of the texts -> {"answers_changed": share of rows,
+    "mean_difference": mean |p - q|}. Probabilities (N, 3): p, and q after `swap_columns`."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    q = np.asarray(swapped, dtype=np.float64)
     return {"answers_changed": float((p.argmax(1) != q.argmax(1)).mean()),
             "mean_difference": float(np.abs(p - q).mean())}
+
+
+def position_bias(model, texts, logits):
+    """`compare_orders` of a classifier on N rows of three texts. logits: a function, rows of
+    `encode` -> (N, 3); each row is read in one order, whatever the model does otherwise."""
+    p, q = (logits(model.encode(rows, training=True)[0]).softmax(-1)
+            for rows in (texts, [swap_texts(row) for row in texts]))
+    return compare_orders(p, swap_columns(q, model.labels))
 
 
 def longer_answer(train, texts, labels):

@@ -67,8 +67,7 @@ def layer_to_tensors(layer):
 def layer_from_tensors(tensors, bias=None, where="a 4-bit layer"):
     """The inverse of `layer_to_tensors`, also for files of transformers -> Linear4bit.
 
-    where: the file and the module, for errors. Raises InputError if something is missing, corrupt
-    or does not fit.
+    where: file and module, for errors. InputError if something is missing, corrupt or does not fit.
     """
     state = read_state(tensors, where)
     kind, blocksize, shape = state["quant_type"], state["blocksize"], tuple(state["shape"])

@@ -45,13 +45,13 @@ def change_prompt(model, **changes):
 
 def set_shots(model, examples):
     """Put Examples as shots before every row, cut to SHARE_OF_SHOTS -> how many were cut."""
-    shots = [(list(e.texts), model.head.label_options["label_texts"][e.label][0]) for e in examples]
+    shots = [(e.texts, model.head.label_options["label_texts"][e.label][0]) for e in examples]
     head, cut = model.head, 0
     if shots:
         prompt, cut = shorten_shots(Prompt(head.prompt.template, head.prompt.instruction, shots),
                                     head.counter(model.tokenizer),
                                     int(SHARE_OF_SHOTS * (model.max_length - head.reserved_tokens)))
-        shots = [(list(texts), label_text) for texts, label_text in prompt.shots]
+        shots = prompt.shots
     change_prompt(model, shots=shots)
     return cut
 

@@ -7,7 +7,7 @@ Target layers are chosen by PEFT's rules, among the names of layers in transform
 Reference: https://huggingface.co/docs/peft/package_reference/lora
 """
 import re
-from collections import Counter
+from statistics import mode
 
 from ...files import is_text, short
 from .. import lora, selection
@@ -146,8 +146,8 @@ def lora_fields(layers, linears, saved):
     all linear layers; saved: modules that are saved in full."""
     configs = {file: layer.config for file, layer in layers.items()}
     one = next(iter(configs.values()))
-    rank = Counter(each.rank for each in configs.values()).most_common(1)[0][0]
-    alpha = Counter(each.alpha for each in configs.values()).most_common(1)[0][0]
+    rank = mode(each.rank for each in configs.values())
+    alpha = mode(each.alpha for each in configs.values())
     leaves = sorted({file.rpartition(".")[2] for file in configs})
     exact = set(drop_inside(match_targets(leaves, linears, ""), saved)) == set(configs)
     return {key: default for key, (default, *_) in LORA_FIELDS.items()} | {

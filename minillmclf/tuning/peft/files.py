@@ -59,8 +59,7 @@ def read_tensors(folder, prefix):
 
 
 def read_floats(path, prefix=""):
-    """A file -> {name without prefix: tensor}; InputError unless all numbers are floats, finite in
-    float32."""
+    """A file -> {name without prefix: tensor}; InputError unless all are floats, finite in fp32."""
     with open_tensors(path) as file:
         tensors = {name.removeprefix(prefix): file.get_tensor(name).clone() for name in file.keys()}
     faults = []
@@ -101,8 +100,7 @@ def write_adapter(folder, model, base=None, bias="none", saved=(), sums=None):
 
     base: the path of the base model; bias: which biases were trained; saved: further modules that
     were trained in full, as transformers names them; sums: of the base's files (base.hash_files).
-    The head is always saved. Raises InputError if another parameter is trainable, for it would be
-    lost.
+    The head is always saved. InputError if another parameter is trainable: it would be lost.
     """
     folder, (record, tensors, more) = Path(folder), collect_adapter(model, base, bias, saved)
     prefix, own = name_prefix(record), {"labels": model.labels, **model.settings()}
