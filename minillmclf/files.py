@@ -29,6 +29,11 @@ def short(value, most=60):
     except (ValueError, RecursionError):    # a number of thousands of digits; lists in lists
         text = f"a {type(value).__name__} that is too large to show"
     text = text if len(text) <= most else f"{text[:most - 13]} ... {text[-8:]}"
+    return escape_control(text)
+
+
+def escape_control(text):
+    """A string with its control characters escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

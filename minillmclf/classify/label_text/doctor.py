@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import permutations
 
+from ...files import escape_control
 from .masks import MaskReadout
 from .readout import SourceReadout
 
@@ -229,11 +230,6 @@ def template_findings(template, example):
 
 
 # ------------------------------------------------------------------------------ how it is printed
-
-def escape_control(text):
-    """A string with its control characters escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
 
 def first_ids(ids, most):
     """-> "3967", or "24561 1800 +3" where there are 3 more than `most`."""
