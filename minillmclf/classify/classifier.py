@@ -144,7 +144,8 @@ class Classifier(nn.Module):
     def compute_logits(self, encoded, batch_size=64, calibrated=True):
         """N rows of `encode` -> logits (N, C) on the CPU. calibrated: after calibration, if any."""
         logits = self.compute_in_batches(encoded, self, len(self.labels), batch_size)
-        return self.task.apply_calibration(logits) if calibrated else logits
+        calibration = self.task.calibration if calibrated else None
+        return logits if calibration is None else calibration(logits)
 
     # ------------------------------------------------------------------- logits to answers
 

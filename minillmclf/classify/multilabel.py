@@ -63,12 +63,6 @@ def check_thresholds(thresholds, labels, where="thresholds"):
     return [float(t) for t in thresholds]
 
 
-def decide(probabilities, thresholds):
-    """Probabilities (N, C), C thresholds -> (N, C) bool, does the row get the class? In float64: in
-    float32 a threshold between two probabilities could be rounded to one of them."""
-    return np.asarray(probabilities, np.float64) >= np.asarray(thresholds, np.float64)
-
-
 class MultiLabel(SingleLabel):
     """Any number of classes a row. thresholds: C numbers; None: all 0.5."""
 
@@ -92,9 +86,10 @@ class MultiLabel(SingleLabel):
         return logits.double().sigmoid().numpy()
 
     def answers(self, probabilities):
-        """Probabilities (N, C) -> the names of each row's classes, such as "a|b", "" for none."""
-        return ["|".join(name for name, yes in zip(self.labels, row) if yes)
-                for row in decide(probabilities, self.thresholds)]
+        """Probabilities (N, C) -> the names of each row's classes, such as "a|b", "" for none. In
+        float32 a threshold between two probabilities could be rounded to one of them: float64."""
+        reached = np.asarray(probabilities, np.float64) >= np.asarray(self.thresholds, np.float64)
+        return ["|".join(name for name, yes in zip(self.labels, row) if yes) for row in reached]
 
     def targets(self, examples, name="the data"):
         """Examples -> for each a list of C numbers, 1.0 for a class that it has, else 0.0."""
