@@ -13,7 +13,6 @@ Dettmers et al. 2023, "QLoRA", sections 2 and 3; the 8-bit map: Dettmers et al. 
 Optimizers via Block-wise Quantization".
 """
 import logging
-import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -22,12 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
+from .selection import in_head
 
 NESTED_BLOCKSIZE = 256                           # so many absmax share one nested_absmax
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 TINY_ABSMAX = 1e-38                              # stands in for the absmax of a block of zeros
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEAD_PATHS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")   # heads keep their precision
 CODES = {                                        # what each of the 16 half-bytes means
     "nf4": torch.tensor([  # the normal distribution's quantiles, 7 below and 8 above 0, / largest
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -333,7 +332,7 @@ class Quantiser:
         """Is the parameter at `path` the weight of a chosen linear layer?"""
         owner, leaf = path.rpartition(".")[::2]
         return (leaf == "weight" and isinstance(model.get_submodule(owner), nn.Linear)
-                and not HEAD_PATHS.search(owner) and self.chosen(owner))
+                and not in_head(owner) and self.chosen(owner))
 
     def __call__(self, model, path, tensor):
         owner = path.removesuffix(".weight")

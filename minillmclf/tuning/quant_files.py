@@ -216,8 +216,8 @@ def load_weights(model, checkpoint, table, fresh=(), quantise=None, half=(), dev
     """
     quantiser = None
     if quantise and not hasattr(checkpoint, "packed"):
-        excluded = {*model.backbone.FULL_PRECISION, "lm_head"}
-        quantiser = Quantiser(lambda path: not excluded & set(path.split(".")), quantise)
+        whole = set(model.backbone.FULL_PRECISION)
+        quantiser = Quantiser(lambda path: whole.isdisjoint(path.split(".")), quantise)
     place = Placer(half, device, quantiser)
     report = fill_from(model, checkpoint, table, fresh, device, place=place,
                        dtype=lambda path: place.dtype_of(model, path))
