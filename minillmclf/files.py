@@ -29,6 +29,11 @@ def short(value, most=60):
     except (ValueError, RecursionError):    # a number of thousands of digits; lists in lists
         text = f"a {type(value).__name__} that is too large to show"
     text = text if len(text) <= most else f"{text[:most - 13]} ... {text[-8:]}"
+    return escape_control(text)
+
+
+def escape_control(text):
+    """A string with its control characters escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -95,6 +100,15 @@ def is_utf8(text):
 def is_number(value):
     """Is a value of JSON a number? true and false are none."""
     return type(value) in (int, float)
+
+
+def is_text(value):
+    return isinstance(value, str)
+
+
+def is_names(value):
+    """Is it a list of texts? From Python, a tuple will do."""
+    return isinstance(value, (list, tuple)) and all(map(is_text, value))
 
 
 def check_fields(record, table, where):

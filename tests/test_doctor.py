@@ -54,7 +54,7 @@ def train(model, optimizer, count=4):
     checkup, rows, said = FirstStepsCheck(model, optimizer), some_rows(model), []
     for step in range(count):
         seed_step(0, step)
-        take_step(model, optimizer, rows, list(range(8)), Settings(), None)
+        take_step(model, optimizer, rows, list(range(8)), Settings())
         said.append(checkup.after_step())
     return said
 
@@ -212,7 +212,7 @@ def test_divergence_names_the_module(folder):
     fault = "diverged; lower --lr .*the output of backbone.layers.0.o_proj .*its weight"
     with pytest.raises(InputError, match=fault) as told:
         locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model),
-                                     list(range(8)), Settings(), None)
+                                     list(range(8)), Settings())
     assert "\n" not in str(told.value) and model.training
 
 
@@ -221,7 +221,7 @@ def test_gradients_that_overflow_behind_a_finite_forward_pass(folder):
     model.head.out.weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(InputError, match="the forward pass is finite: it arose in the loss"):
         locate_divergence(take_step)(model, build_optimizer(model, 1e-3, 0.0), some_rows(model),
-                                     list(range(8)), Settings(), None)
+                                     list(range(8)), Settings())
 
 
 @pytest.mark.parametrize("name", [

@@ -59,7 +59,8 @@ def rows(spread=1.0):
 
 def step_of(model, loss_scale=None, lr=0.1, **settings):
     """A step of SGD on all rows -> (loss, gradient as the optimiser sees it)."""
-    optimizer, data, s = torch.optim.SGD(model.parameters(), lr=lr), rows(), Settings(**settings)
+    optimizer, data = torch.optim.SGD(model.parameters(), lr=lr), rows()
+    s = Settings(precision="fp16" if loss_scale else "fp32", **settings)
     if loss_scale is None:
         loss = loop.take_step(model, optimizer, data, list(range(6)), s, CrossEntropy())
     else:
@@ -154,7 +155,7 @@ def test_what_no_scale_mends_has_diverged(factor, spread, tried, monkeypatch):
     start = model.out.weight.detach().clone()
     with pytest.raises(loop.Diverged):
         step(model, torch.optim.SGD(model.parameters(), lr=0.1), rows(spread), list(range(6)),
-             Settings())
+             Settings(precision="fp16"))
     assert len(count) == tried and torch.equal(model.out.weight, start)
 
 
@@ -178,7 +179,8 @@ def test_every_family_but_t5_computes_in_fp16(name, folders):                   
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     found = {}
     for how in ("fp32", "fp16"):
-        given = (model, optimizer, Split(encoded, targets), list(range(6)), Settings(clip=0.0))
+        given = (model, optimizer, Split(encoded, targets), list(range(6)),
+                 Settings(clip=0.0, precision=how))
         loss = (loop.take_step(*given) if how == "fp32"
                 else fp16.step_in_fp16(loop.take_step, CrossEntropy(), fp16.LossScale())(*given))
         found[how] = loss, torch.cat(

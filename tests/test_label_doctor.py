@@ -115,10 +115,10 @@ def test_in_place_of_the_label_behind_a_line_end_no_form_cut_alone_is_in_use(sma
     assert report.texts[0].pieces == ["r", "ain"] and report.texts[0].in_use == []
 
 
-def test_without_names_a_class_is_called_by_its_first_text(small):
+def test_each_text_has_the_name_of_its_class(small):
     readout = built(small["gpt2"], "decoder", {"a": ["rain", "river"], "b": "word"})
-    report = examine_labels(small["gpt2"], readout)
-    assert [t.label for t in report.texts] == ["rain", "rain", "word"]
+    report = examine_labels(small["gpt2"], readout, ["a", "b"])
+    assert [t.label for t in report.texts] == ["a", "a", "b"]
 
 
 # ------------------------------------------------------------------------------------- the findings

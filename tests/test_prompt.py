@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minillmclf.errors import InputError
 from minillmclf.text.examples import Example
 from minillmclf.text.prompt import Prompt, Template, shorten_texts
-from minillmclf.classify.label_text.wordings import (WORDINGS, default_template, read_label_texts,
+from minillmclf.classify.label_text.wordings import (WORDINGS, read_label_texts,
                                                      read_template, wordings)
 
 REVIEW = "Review: {text}\nSentiment: {label}"
@@ -263,9 +263,8 @@ def test_shorten_finds_what_a_search_one_by_one_finds():
 
 def test_wordings_are_templates_for_any_fields():
     assert len(WORDINGS) >= 5 and len(set(WORDINGS)) == len(WORDINGS)
-    assert wordings(("text",)) == WORDINGS and default_template(("text",)) == WORDINGS[0]
+    assert wordings(("text",)) == WORDINGS
     for fields in (("text",), ("review",), ("premise", "hypothesis"), ("a", "b", "c")):
-        assert default_template(fields) == wordings(fields)[0]
         assert len(set(wordings(fields))) == len(WORDINGS)
         for wording in wordings(fields):
             t = Template(wording, fields)
@@ -274,7 +273,7 @@ def test_wordings_are_templates_for_any_fields():
                 f"each text once, in order: {prompt!r}")
             assert (t.continuation("x") == " x" and not t.has_text_after_label
                     and "\n\n" not in prompt), "a blank line parts the shots"
-    assert (default_template(("premise", "claim"))
+    assert (wordings(("premise", "claim"))[0]
             == "Text A: {premise}\nText B: {claim}\nLabel: {label}")
 
 

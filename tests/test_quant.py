@@ -27,6 +27,7 @@ from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import Checkpoint, build_backbone, load_backbone
 from minillmclf.tuning import quant
+from minillmclf.tuning.frozen import Placer
 from minillmclf.tuning.quant import (CODES, Linear4bit, Quantiser, bits_per_parameter, dequantise,
                                      dynamic_map, fast_dequantise, quantise, quantise_linears)
 from minillmclf.tuning.quant_files import layer_from_tensors, layer_to_tensors
@@ -508,8 +509,9 @@ def test_linears_are_chosen_by_path():
 @pytest.mark.parametrize(
     "name", ["bert_masked_lm", "deberta_masked_lm", "gpt2_lm", "llama_lm", "gemma3_lm", "t5_lm"])
 def test_a_model_is_quantised_as_it_is_read(name):
-    """The loader is written out: what it must do is call the Quantiser for each tensor."""
+    """The loader is written out: what it must do is call the Placer for each tensor."""
     checkpoint, quantiser = Checkpoint(MODELS / name), Quantiser()
+    place = Placer((), None, quantiser)
     model = build_backbone(checkpoint, lm_head=True)
     table = model.rename_table()
     for file in (n for n in checkpoint.files if n not in table.ties):
@@ -517,9 +519,9 @@ def test_a_model_is_quantised_as_it_is_read(name):
         if ours is None:
             continue
         tensor = checkpoint.tensor(file)
-        quantiser(model, ours, (tensor.T if table.is_transposed(ours) else tensor).contiguous())
-        full = [path for path, module in model.named_modules()
-                if quantiser.is_chosen(path, module) and not module.weight.is_meta]
+        place(model, ours, (tensor.T if table.is_transposed(ours) else tensor).contiguous())
+        full = [path for path, parameter in model.named_parameters()
+                if quantiser.is_chosen(model, path) and not parameter.is_meta]
         assert not full, f"{full} lie in memory in full"
     replaced, _ = quantiser.list_paths(model)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (

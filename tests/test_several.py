@@ -26,8 +26,7 @@ from minillmclf.predict import __main__ as predict
 from minillmclf.report import __main__ as report
 from minillmclf import evaluate as evaluate_command
 from minillmclf.classify import multilabel as several
-from minillmclf.classify.baseline import (OneVersusRest, multilabel_frequencies,
-                                          rows_of as rows_of_matrix)
+from minillmclf.classify.baseline import OneVersusRest, rows_of as rows_of_matrix
 from minillmclf.cli.settings import Settings, read_settings
 from minillmclf.text import doctor
 from minillmclf.text.batch import collate
@@ -204,7 +203,7 @@ def test_thresholds_by_hand():
             "between neighbours of float64 there is no number")
     close = np.float32([0.3, np.nextafter(np.float32(0.3), np.float32(1))])
     found = several.best_threshold(close, [0, 1])
-    assert several.decide(close[:, None], [found]).ravel().tolist() == [False, True], (
+    assert several.MultiLabel(["a"], [found]).answers(close[:, None]) == ["", "a"], (
         "rounded to float32 it falls on a row")
     assert (several.fit_thresholds([[0.9, 0.1], [0.2, 0.3], [0.1, 0.2]], [[1, 0], [1, 0], [0, 0]])
             == [pytest.approx(0.15), 0.5])
@@ -252,7 +251,8 @@ def test_one_regression_for_each_class():
     assert (torch.allclose(both[0][:, :1], one[0], atol=2e-2)
             and torch.allclose(both[1][:1], one[1], atol=2e-2)), (
         "another class takes part in the regression of the first")
-    assert multilabel_frequencies(truth, 2).tolist() == [[0.6, 0.6]] * 2
+    frequencies = several.MultiLabel(["a", "b"]).predict_frequencies(truth, 2)
+    assert frequencies.tolist() == [[0.6, 0.6]] * 2
 
 
 # ---------------------------------------------------------------- the loss

@@ -3,8 +3,7 @@ bag of words, and, for two answers to a prompt, "the longer answer wins".
 
 The features are words and pairs of neighbouring words, weighted by TF-IDF with the usual smoothing
 (Salton and Buckley 1988): (1 + log tf) * (1 + log((1 + rows) / (1 + df))), and each row is scaled
-to length 1. Only the most frequent terms are kept, so that weights and the history of L-BFGS stay
-below 400 MB for any data.
+to length 1. Only the most frequent terms are kept: weights and L-BFGS stay below 400 MB of memory.
 """
 import math
 import re
@@ -50,11 +49,6 @@ def class_frequencies(train_targets, rows, classes):
     probabilities of the baseline "majority class". classes: their number C."""
     shares = np.bincount(train_targets, minlength=classes) / len(train_targets)         # (C,)
     return np.tile(shares, (rows, 1))
-
-
-def multilabel_frequencies(train_targets, rows):
-    """Multi-label targets (N, C) of 0 and 1 -> the share of rows with each class, (rows, C)."""
-    return np.tile(np.mean(train_targets, axis=0), (rows, 1))
 
 
 def terms_of(texts):

@@ -64,8 +64,7 @@ class Calibration:
 
 
 def fit_contextual(logits):
-    """Logits of the content-free inputs (N, C) -> Calibration, whose bias is the log of their mean
-    probabilities.
+    """Logits of content-free inputs (N, C) -> Calibration: bias is the log of mean probabilities.
 
     To subtract it is Zhao's W = diag(p_cf)^-1: it gives a single content-free input uniform
     probabilities. Rows are normalised *before* the mean; the code of the paper does it after."""
@@ -73,11 +72,9 @@ def fit_contextual(logits):
 
 
 def fit_batch(logits):
-    """Logits (N, C) of 2 rows or more -> Calibration, whose bias is the log of their mean
-    probabilities.
+    """Logits (N, C) of 2 rows or more -> Calibration: bias is the log of mean probabilities.
 
-    This assumes that the classes are about equally frequent; where they are not, it also removes
-    the true frequencies.
+    This assumes equally frequent classes; where they are not, it removes the true frequencies too.
     """
     return Calibration(log_mean_probability(logits, 2).tolist())
 
@@ -113,8 +110,7 @@ def log_mean_probability(logits, least):
 
 
 def log_probabilities(logits, least):
-    """Logits (N, C) -> log-probabilities (N, C), float64 on the CPU. InputError for fewer than
-    `least` rows."""
+    """Logits (N, C) of `least` rows or more -> log-probabilities (N, C), float64 on the CPU."""
     if len(check_logits(logits)) < least:
         raise InputError(f"calibration needs at least {least} rows of scores, not {len(logits)}: "
                          "give more")

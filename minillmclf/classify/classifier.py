@@ -136,8 +136,7 @@ class Classifier(nn.Module):
         with self.head.shared_work(self, encoded):
             for rows in make_batches(list(map(self.row_size, encoded)), batch_size):
                 out[rows] = compute(self.collate(encoded, rows).to(device)).float().cpu()
-        bad = (~out.isfinite()).any(1).nonzero().flatten().tolist()
-        if bad:
+        if bad := (~out.isfinite()).any(1).nonzero().flatten().tolist():
             raise InputError(f"text {bad[0] + 1}: the model's answer is not finite ({len(bad)} of "
                              f"{len(out)} texts): its weights are damaged: fetch or train it again")
         return out
@@ -145,7 +144,8 @@ class Classifier(nn.Module):
     def compute_logits(self, encoded, batch_size=64, calibrated=True):
         """N rows of `encode` -> logits (N, C) on the CPU. calibrated: after calibration, if any."""
         logits = self.compute_in_batches(encoded, self, len(self.labels), batch_size)
-        return self.task.apply_calibration(logits) if calibrated else logits
+        calibration = self.task.calibration if calibrated else None
+        return logits if calibration is None else calibration(logits)
 
     # ------------------------------------------------------------------- logits to answers
 

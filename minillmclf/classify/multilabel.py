@@ -16,7 +16,7 @@ from ..files import short
 from ..text.cells import split_label
 from ..training.multilabel import (MULTILABEL_METRICS, BinaryCrossEntropy, evaluate_multilabel,
                                    positive_weights)
-from .baseline import OneVersusRest, multilabel_frequencies
+from .baseline import OneVersusRest
 from .task import SingleLabel
 
 DEFAULT_THRESHOLD = 0.5                             # the threshold before any is fitted
@@ -63,19 +63,12 @@ def check_thresholds(thresholds, labels, where="thresholds"):
     return [float(t) for t in thresholds]
 
 
-def decide(probabilities, thresholds):
-    """Probabilities (N, C), C thresholds -> (N, C) bool, does the row get the class? In float64: in
-    float32 a threshold between two probabilities could be rounded to one of them."""
-    return np.asarray(probabilities, np.float64) >= np.asarray(thresholds, np.float64)
-
-
 class MultiLabel(SingleLabel):
     """Any number of classes a row. thresholds: C numbers; None: all 0.5."""
 
     MULTI_LABEL, PROBLEM_TYPE = True, "multi_label_classification"
     METRICS = tuple(MULTILABEL_METRICS)
     FREQUENCY_BASELINE, BAG_OF_WORDS = "class frequencies", OneVersusRest
-    predict_frequencies = staticmethod(multilabel_frequencies)
 
     def __init__(self, labels, thresholds=None):
         super().__init__(labels)
@@ -93,9 +86,10 @@ class MultiLabel(SingleLabel):
         return logits.double().sigmoid().numpy()
 
     def answers(self, probabilities):
-        """Probabilities (N, C) -> the names of each row's classes, such as "a|b", "" for none."""
-        return ["|".join(name for name, yes in zip(self.labels, row) if yes)
-                for row in decide(probabilities, self.thresholds)]
+        """Probabilities (N, C) -> the names of each row's classes, such as "a|b", "" for none. In
+        float32 a threshold between two probabilities could be rounded to one of them: float64."""
+        reached = np.asarray(probabilities, np.float64) >= np.asarray(self.thresholds, np.float64)
+        return ["|".join(name for name, yes in zip(self.labels, row) if yes) for row in reached]
 
     def targets(self, examples, name="the data"):
         """Examples -> for each a list of C numbers, 1.0 for a class that it has, else 0.0."""
@@ -118,6 +112,10 @@ class MultiLabel(SingleLabel):
         return evaluate_multilabel(probabilities, targets, self.labels, self.thresholds) | {
             "thresholds": dict(zip(self.labels, self.thresholds)),
             "at_half": {name: plain[name] for name in THRESHOLD_METRICS}}
+
+    def predict_frequencies(self, targets, rows):
+        """The share of the targets with each class, repeated for each row -> (rows, C)."""
+        return np.tile(np.mean(targets, axis=0), (rows, 1))
 
     def fit_to_dev(self, probabilities, examples):
         if not examples:                               # --dev none: the thresholds stay 0.5

@@ -244,8 +244,7 @@ def preference_task(asked, labels, label_options):
 
 
 def set_swap(model, swap):
-    """Set whether a saved classifier averages over both orders ("predict") or not ("none"); None
-    changes nothing."""
+    """Let a saved classifier average over both orders ("predict") or not ("none"); None: as is."""
     if swap is None:
         return
     before = model.task

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files import find_model, run_records, short
+from ..files import find_model, is_names, is_text, run_records, short
 from ..models import built_in_fp32
 from ..models.tensor_files import WEIGHTS, replacing_model, write_checkpoint
 from ..tuning import ADAPTER_METHODS, peft
@@ -21,12 +21,10 @@ from ..tuning.quant_files import export_4bit, load_weights, open_checkpoint
 from ..tuning.saved import ADAPTER, TUNED, load_peft, load_tuned, save_tuned
 from .build import build_unfilled, check_different, read_options
 from .head import POOLS, WRONG_POOLING
-from .label_text.options import is_strings
 from .learned import FILE, read_learned, unite, write_learned
 
-READING = {"text_column": (lambda v: is_strings(v) and len(v) > 0, "a list of names"),
-           "label_column?": (lambda v: isinstance(v, str), "a name"),
-           "quoting?": (lambda v: isinstance(v, str), "a word")}      # ?: may be missing
+READING = {"text_column": (lambda v: is_names(v) and len(v) > 0, "a list of names"),
+           "label_column?": (is_text, "a name"), "quoting?": (is_text, "a word")}
 DEFAULTS = {"pool": None, "max_length": None, "readout": {}, "keep": "head", "windows": None,
             "calibration": None, "preference": {}}      # keys of "minillmclf" -> defaults
 OPTIONAL_KEYS = ("thresholds", "reading", "ignored", "dtype")  # further keys, written only if set

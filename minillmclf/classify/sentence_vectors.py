@@ -23,17 +23,13 @@ LENGTH = {"max_seq_length?": (lambda v: v is None or type(v) is int and v > 2,
 def sentence_settings(folder):
     """A model folder -> {"pool": one of head.POOLINGS, "max_length": tokens of a text}, without
     what the folder does not say; {} for a folder of another kind. InputError for a broken file."""
-    folder, found = Path(folder), {}
+    folder = Path(folder)
     if not (folder / "modules.json").is_file():
         return {}
-    if pool := pooling_of(folder):
-        found["pool"] = pool
-    path = folder / "sentence_bert_config.json"
+    found, path = {"pool": pooling_of(folder)}, folder / "sentence_bert_config.json"
     if path.is_file():
-        length = check_fields(read_json(path), LENGTH, path).get("max_seq_length")
-        if length:
-            found["max_length"] = length
-    return found
+        found["max_length"] = check_fields(read_json(path), LENGTH, path).get("max_seq_length")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def pooling_of(folder):

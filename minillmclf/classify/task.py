@@ -67,10 +67,6 @@ class SingleLabel:
         else:
             self.calibration = Calibration.from_dict(calibration, len(self.labels), where)
 
-    def apply_calibration(self, logits):
-        """Logits (N, C) -> logits (N, C), corrected if there is a calibration."""
-        return logits if self.calibration is None else self.calibration(logits)
-
     def probabilities(self, logits):
         """Logits (N, C) -> probabilities, numpy (N, C)."""
         return logits.softmax(-1).numpy()

@@ -21,6 +21,7 @@ from torch import nn
 from ..errors import InputError
 from ..files import short
 from ..text.cutting import truncate_all, truncate, window_spans
+from ..text.parts import ids_of_texts
 from .head import Head, attention_layers, attention_weights
 
 WINDOW_POOLS = ("mean", "max", "attention")
@@ -28,18 +29,18 @@ WINDOWS_AT_ONCE = 8       # windows that the backbone reads at a time; B, if tha
 LEAST_VALUES = {"overlap": 0, "max_windows": 1, "max_document": 1}  # option -> its least value
 
 
-def check_windows(options, where="windows"):
+def check_windows(options):
     """-> options, such as {"pool": "mean", "overlap": 32, "max_windows": 8, "max_document": 8192}.
     InputError for unknown keys or wrong values."""
     if not isinstance(options, dict) or set(options) != {"pool", *LEAST_VALUES}:
-        raise InputError(f"{where} {short(options)}: should be an object with pool, "
+        raise InputError(f"windows {short(options)}: should be an object with pool, "
                          f"{', '.join(LEAST_VALUES)}")
     for name, value in options.items():
         if name == "pool" and value not in WINDOW_POOLS:
-            raise InputError(f"{where}: pool {short(value)} is not known; known: "
+            raise InputError(f"windows: pool {short(value)} is not known; known: "
                              f"{', '.join(WINDOW_POOLS)}")
         if name in LEAST_VALUES and (type(value) is not int or value < LEAST_VALUES[name]):
-            raise InputError(f"{where}: {name} {short(value)}: should be a whole number from "
+            raise InputError(f"windows: {name} {short(value)}: should be a whole number from "
                              f"{LEAST_VALUES[name]} up")
     return options
 
@@ -65,7 +66,7 @@ class Windowed(Head):
             self.ARCHITECTURE = "MinillmclfWindowClassifier"
 
     def encode_row(self, tokenizer, texts, max_length):
-        parts = self.text_ids(tokenizer, texts)
+        parts = ids_of_texts(tokenizer, texts)
         return self.windows.encode_windows(tokenizer, parts, max_length, self.keep)
 
     def length_limit(self, max_length):

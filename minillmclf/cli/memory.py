@@ -32,8 +32,8 @@ from ..models.half import MAX_WIDENED
 from ..training.recompute import RecomputedForward, all_blocks, block_stacks
 from ..tuning import LORA_METHODS, METHODS as TUNING, lora, tune
 from ..tuning.prompt import new_word_ids
-from ..tuning.quant import HEAD_PATHS, bits_per_parameter
-from ..tuning.selection import four_bit_sizes
+from ..tuning.quant import bits_per_parameter
+from ..tuning.selection import four_bit_sizes, in_head
 from .build import tuning_config
 from .settings import Settings
 
@@ -103,7 +103,7 @@ def state_bytes(backbone, method, trained, total, dtype="fp32"):
     if method == "qlora" and not in_4_bits:
         in_4_bits = {name: m.weight.numel()
                      for name, m in backbone.named_modules()
-                     if isinstance(m, nn.Linear) and not HEAD_PATHS.search(name)
+                     if isinstance(m, nn.Linear) and not in_head(name)
                      and name.rpartition(".")[2] not in backbone.FULL_PRECISION}
     weights -= round(sum(in_4_bits.values()) * (4 - bits_per_parameter() / 8))
     if dtype == "bf16":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files import check_fields, parse_json, short
+from ..files import check_fields, is_number, parse_json, short
 from ..models.tensor_files import open_tensors, write_tensors
 
 START_ANEW = "remove it or choose another --out (train and folds: --overwrite starts anew)"
@@ -36,10 +36,6 @@ def seed_step(seed, step):
 def is_index(value):
     """Is it a whole number from 0?"""
     return type(value) is int and value >= 0
-
-
-def is_number(value):
-    return type(value) in (int, float)
 
 
 def is_history(value):

@@ -7,7 +7,6 @@ a linear probe on the new features (probe.py). There is no projection head, as t
 loss reads what the classifier reads. A batch needs several rows of each class: `grouped_batches`.
 """
 import random
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +34,8 @@ def contrastive_loss(features, targets, temperature=TEMPERATURE):
     return losses.sum()                                      # a row without a positive adds 0
 
 
-@dataclass
 class Contrastive:
     """objective(model, batch) / objective.divisor(targets) is the mean loss of a batch."""
-    temperature: float = TEMPERATURE
 
     def divisor(self, targets):
         """targets (B,) -> how many rows have a positive, at least 1."""
@@ -47,7 +44,7 @@ class Contrastive:
 
     def __call__(self, model, batch):
         """The summed loss of a batch -> scalar."""
-        return contrastive_loss(features_of(model, batch), batch.labels, self.temperature)
+        return contrastive_loss(features_of(model, batch), batch.labels)
 
 
 def grouped_batches(targets, size, seed):

@@ -11,8 +11,6 @@ It attaches to a step of the loop by the arguments `objective` and `update`.
 """
 import math
 
-import torch
-
 from ..files import check_fields
 from . import loop
 
@@ -57,15 +55,14 @@ class LossScale:
 
 
 class ScaledObjective:
-    """An objective, such as losses.CrossEntropy, in fp16 and with a scaled gradient."""
+    """An objective, such as losses.CrossEntropy, with a scaled gradient."""
 
     def __init__(self, objective, scale):
         self.objective, self.divisor, self.scale = objective, objective.divisor, scale
 
     def __call__(self, model, batch):
         """The summed loss of a batch, itself not scaled -> scalar."""
-        with torch.autocast(batch.ids.device.type, torch.float16):
-            loss = self.objective(model, batch)
+        loss = self.objective(model, batch)
         loss.register_hook(lambda gradient: gradient * self.scale)
         return loss
 
@@ -102,10 +99,3 @@ def keep_scale(store, loss_scale):
         return progress
     store.save, store.load = save_with_scale, load_with_scale
     return store
-
-
-def autocast(settings, device):
-    """loop.autocast, for "fp16" too."""
-    if settings.precision == "fp16":
-        return torch.autocast(device.type, torch.float16)
-    return loop.autocast(settings, device)

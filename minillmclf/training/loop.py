@@ -66,8 +66,9 @@ def add_gradients(model, train, rows, settings, objective, divisor):
 
 
 def autocast(settings, device):
-    """The context of a forward pass in the precision of the settings, "bf16" or "fp32"."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    """The context of a forward pass in the precision of the settings: "fp32", "bf16" or "fp16"."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def update_weights(model, optimizer, settings, loss):

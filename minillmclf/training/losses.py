@@ -32,11 +32,6 @@ def focal_loss(logits, targets, weights=None, gamma=2.0):
     return (losses if weights is None else losses * weights[targets]).sum()
 
 
-def class_divisor(targets, weights=None):
-    """targets (B,) -> scalar, for a mean loss: B, or the sum of the weights (C,) of the targets."""
-    return torch.tensor(float(len(targets))) if weights is None else weights[targets].sum()
-
-
 @dataclass
 class CrossEntropy:
     """The objective of training. objective(model, batch) / its divisor(targets) is the mean loss.
@@ -48,8 +43,9 @@ class CrossEntropy:
     focal_gamma: float = 0.0
 
     def divisor(self, targets):
-        """Targets (B,) -> scalar, the divisor of the summed loss of rows with these targets."""
-        return class_divisor(targets, self.weights_on(targets.device))
+        """Targets (B,) -> scalar, for a mean loss: B, or the sum of the weights of the targets."""
+        weights = self.weights_on(targets.device)
+        return torch.tensor(float(len(targets))) if weights is None else weights[targets].sum()
 
     def __call__(self, model, batch):
         """The summed loss of a batch -> scalar."""

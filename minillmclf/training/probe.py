@@ -6,6 +6,7 @@ starts there distorts the features less than from random weights (LP-FT, "linear
 fine-tuning": Kumar et al. 2022, arXiv:2202.10054). On few rows it does better, as
 lessons/measurements/few_rows.md shows.
 """
+import functools
 from types import SimpleNamespace
 
 import torch
@@ -48,9 +49,7 @@ def fit_probe(model, train, objective, batch_size=64, penalty=L2_PENALTY):
     time. The features (N, D) are kept on the CPU in fp32.
     """
     out = model.head.out                                                        # Linear, D to C
-
-    def compute(batch):
-        return features_of(model, batch)                                        # (B, D)
+    compute = functools.partial(features_of, model)                             # Batch -> (B, D)
     features = model.compute_in_batches(train.encoded, compute, out.in_features, batch_size)
     features = features.clone()           # (N, D), no longer a tensor of inference mode
     scale = features.norm(dim=1).mean()

@@ -1,5 +1,4 @@
-"""How sure is a number? Intervals for a mean over seeds and for a metric over test rows, and a test
-for two classifiers.
+"""How sure is a number? Intervals over seeds and over test rows, and a test of two classifiers.
 
 Two kinds of chance are distinguished. Another seed gives another model: `t_interval` over seeds
 (Student 1908). Another test set gives another metric of the same model: `bootstrap_interval` over

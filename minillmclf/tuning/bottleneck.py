@@ -9,8 +9,7 @@ houlsby    after o_proj of every attention (a decoder's cross-attention too) and
            every MLP: before the residual sum, as in the paper. Where a family normalises a
            sublayer's output, it does so after the adapter. The paper trains the norms too.
 pfeiffer   after down_proj only. In the original, `down` reads the MLP's output after residual sum
-           and norm; here it reads the MLP's output alone. So adapters trained there do not work
-           here.
+           and norm; here it reads the MLP's output alone: adapters trained there do not work here.
 
 The dropout of a sublayer acts after the adapter. Not here: fusing several adapters, files.
 """

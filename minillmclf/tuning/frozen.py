@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..files import short
 from ..models.half import HalfEmbedding, HalfLinear
 from ..models.weights import set_tensor
+from .quant import plain_linear
 
 DTYPES = ("fp32", "bf16")
 
@@ -60,35 +61,27 @@ def half_modules(model):
             and module.weight.dtype == torch.bfloat16}
 
 
-def dtype_of(model):
-    """Are there frozen matrices in bf16? -> "bf16" or "fp32"."""
-    return "bf16" if half_modules(model) else "fp32"
-
-
 @torch.no_grad()
 def widen(model):
     """Inverse of `halve`, but for the rounding: plain layers in fp32 with the same numbers."""
     for path, half in half_modules(model).items():
         W = half.weight.float()
         if isinstance(half, HalfEmbedding):
-            plain = nn.Embedding(*W.shape, _weight=W, _freeze=True)
+            plain = nn.Embedding(*W.shape, _weight=W, _freeze=True).train(half.training)
         else:
-            plain = nn.Linear(half.in_features, half.out_features, bias=False, device="meta")
-            plain.weight, plain.bias = nn.Parameter(W, requires_grad=False), half.bias
-        model.set_submodule(path, plain.train(half.training))
+            plain = plain_linear(half, W)
+        model.set_submodule(path, plain)
 
 
 class Placer:
     """Puts tensors into a model as a loader reads them: those at the paths `half` in bf16, all on
     `device`. quantiser: a quant.Quantiser for the layers of four bits, or None."""
 
-    def __init__(self, half=(), device=None, quantiser=None):
+    def __init__(self, half, device, quantiser):
         self.half, self.device, self.quantiser = half, device, quantiser
 
     def is_quantised(self, model, path):
-        owner, leaf = path.rpartition(".")[::2]
-        return self.quantiser is not None and leaf == "weight" \
-            and self.quantiser.is_chosen(owner, model.get_submodule(owner))
+        return self.quantiser is not None and self.quantiser.is_chosen(model, path)
 
     def dtype_of(self, model, path):
         """The dtype to which the tensor at `path` is converted before it is placed."""

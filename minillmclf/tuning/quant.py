@@ -13,7 +13,6 @@ Dettmers et al. 2023, "QLoRA", sections 2 and 3; the 8-bit map: Dettmers et al. 
 Optimizers via Block-wise Quantization".
 """
 import logging
-import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -22,12 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError
+from .selection import in_head
 
 NESTED_BLOCKSIZE = 256                           # so many absmax share one nested_absmax
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 TINY_ABSMAX = 1e-38                              # stands in for the absmax of a block of zeros
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEAD_PATHS = re.compile(r"(^|\.)(head|lm_head)(\.|$)")   # heads keep their precision
 CODES = {                                        # what each of the 16 half-bytes means
     "nf4": torch.tensor([  # the normal distribution's quantiles, 7 below and 8 above 0, / largest
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -310,7 +309,7 @@ class Linear4bit(nn.Module):
 
 
 def plain_linear(layer, weight):
-    """A frozen nn.Linear with this weight and the bias of `layer`, a 4-bit one, to replace it."""
+    """A frozen nn.Linear with this weight, to replace `layer`, which is in 4 bits or in bf16."""
     plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), layer.bias
     return plain.train(layer.training)
@@ -319,28 +318,28 @@ def plain_linear(layer, weight):
 # --------------------------------------------------------------------------------------- in models
 
 class Quantiser:
-    """Puts tensors into a model, those of the chosen linear layers in four bits.
+    """Puts the weights of the chosen linear layers into a model, in four bits.
 
-    A loader calls `quantiser(model, path, tensor)` for each tensor as it reads it. So if the model
-    is on the "meta" device, at most one layer at a time is in full precision. chosen: a function,
-    path of a linear layer -> bool. Heads and all other modules keep their precision.
+    A loader calls `quantiser(model, path, tensor)` for each `is_chosen` weight as it reads it. So
+    if the model is on the "meta" device, at most one layer at a time is in full precision. chosen:
+    a function, path of a linear layer -> bool. Heads keep their precision.
     """
 
     def __init__(self, chosen=lambda path: True, kind="nf4"):
         self.chosen, self.kind, self.replaced = chosen, kind, []
 
-    def is_chosen(self, path, module):
-        return isinstance(module, nn.Linear) and not HEAD_PATHS.search(path) and self.chosen(path)
+    def is_chosen(self, model, path):
+        """Is the parameter at `path` the weight of a chosen linear layer?"""
+        owner, leaf = path.rpartition(".")[::2]
+        return (leaf == "weight" and isinstance(model.get_submodule(owner), nn.Linear)
+                and not in_head(owner) and self.chosen(owner))
 
     def __call__(self, model, path, tensor):
-        owner, leaf = path.rpartition(".")[::2]
+        owner = path.removesuffix(".weight")
         module = model.get_submodule(owner)
-        if leaf == "weight" and self.is_chosen(owner, module):
-            layer = Linear4bit.from_linear(tensor, module.bias, self.kind)
-            model.set_submodule(owner, layer.train(module.training))
-            self.replaced.append(owner)
-        else:
-            setattr(module, leaf, nn.Parameter(tensor))
+        layer = Linear4bit.from_linear(tensor, module.bias, self.kind)
+        model.set_submodule(owner, layer.train(module.training))
+        self.replaced.append(owner)
 
     def list_paths(self, model):
         """-> (paths in four bits, paths of all other modules with parameters). InputError if no
@@ -356,9 +355,9 @@ class Quantiser:
 def quantise_linears(model, chosen=lambda path: True, kind="nf4"):
     """Put the chosen linear layers of a model into four bits -> as Quantiser.list_paths."""
     quantiser = Quantiser(chosen, kind)
-    paths = [path for path, module in model.named_modules() if quantiser.is_chosen(path, module)]
+    paths = [path for path, _ in model.named_parameters() if quantiser.is_chosen(model, path)]
     for path in paths:
-        quantiser(model, path + ".weight", model.get_submodule(path).weight.detach())
+        quantiser(model, path, model.get_parameter(path).detach())
     return quantiser.list_paths(model)
 
 

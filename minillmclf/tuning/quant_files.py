@@ -67,8 +67,7 @@ def layer_to_tensors(layer):
 def layer_from_tensors(tensors, bias=None, where="a 4-bit layer"):
     """The inverse of `layer_to_tensors`, also for files of transformers -> Linear4bit.
 
-    where: the file and the module, for errors. Raises InputError if something is missing, corrupt
-    or does not fit.
+    where: file and module, for errors. InputError if something is missing, corrupt or does not fit.
     """
     state = read_state(tensors, where)
     kind, blocksize, shape = state["quant_type"], state["blocksize"], tuple(state["shape"])
@@ -217,8 +216,8 @@ def load_weights(model, checkpoint, table, fresh=(), quantise=None, half=(), dev
     """
     quantiser = None
     if quantise and not hasattr(checkpoint, "packed"):
-        excluded = {*model.backbone.FULL_PRECISION, "lm_head"}
-        quantiser = Quantiser(lambda path: not excluded & set(path.split(".")), quantise)
+        whole = set(model.backbone.FULL_PRECISION)
+        quantiser = Quantiser(lambda path: whole.isdisjoint(path.split(".")), quantise)
     place = Placer(half, device, quantiser)
     report = fill_from(model, checkpoint, table, fresh, device, place=place,
                        dtype=lambda path: place.dtype_of(model, path))

@@ -5,14 +5,13 @@ holds what was trained: LoRA, DoRA, prefix and prompt in PEFT's layout (peft/); 
 PEFT does not know, under our own names. Loading either compares the base's files with those at the
 time of training: on another base an adapter gives wrong answers, without an error.
 """
-import json
 import re
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError
-from ..files import check_fields, find_model, read_json, short, write_text
+from ..files import check_fields, find_model, is_names, is_text, read_json, short, write_json
 from ..models.config import ignoring_config_keys
 from ..models.tensor_files import write_tensors
 from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, peft, set_trainable
@@ -34,11 +33,7 @@ def is_object(value):
 
 
 def is_word(value):
-    return isinstance(value, str) and len(value) < 100
-
-
-def is_names(value):
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return is_text(value) and len(value) < 100
 
 
 def is_tuning(value):
@@ -60,11 +55,10 @@ SETTINGS = {
     "thresholds?": (none_or(lambda v: isinstance(v, list)), "a list of numbers"),
     "dtype?": (lambda v: v in DTYPES, " or ".join(DTYPES)), "readout?": OBJECT, "windows?": OBJECT,
     "calibration?": OBJECT, "preference?": OBJECT,
-    "fingerprint?": (lambda v: isinstance(v, str) or is_object(v), "an object of sums")}
+    "fingerprint?": (lambda v: is_text(v) or is_object(v), "an object of sums")}
 RECORD = SETTINGS | {
     "labels": SETTINGS["labels?"], "recipe": (is_tuning, "a method and its numbers"),
-    "base": (lambda v: isinstance(v, str) and v, "a folder's name"),
-    "base_path?": (lambda v: isinstance(v, str), "a path"),
+    "base": (lambda v: is_text(v) and v, "a folder's name"), "base_path?": (is_text, "a path"),
     "fingerprint": SETTINGS["fingerprint?"],
     "quantise": (lambda v: v in [None, *CODES], f"{', '.join(CODES)} or null")}
 
@@ -105,7 +99,7 @@ def save_tuned(model, folder):
                            tuning.get("bias", "none"), tuning.get("saved", []), sums)
     record = {**base_record(base, folder), "quantise": model.quantise, "recipe": tuning,
               "fingerprint": sums, "labels": model.labels, **model.settings()}
-    write_text(folder / TUNED, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / TUNED, record)
 
 
 def check_base(base, saved, where):

@@ -80,8 +80,7 @@ def beam_search(model, ids, mask, tree, beams):
 def extend_paths(paths, computed, after, ends):
     """Extend the unfinished paths of a prompt by each allowed edge -> paths, best first.
 
-    computed: an iterator over (row, log-probability of each edge), one item for each unfinished
-    path of the batch, in order.
+    computed: an iterator over (row, log-probability of each edge) of the batch's unfinished paths.
     """
     extended = []
     for path in paths:

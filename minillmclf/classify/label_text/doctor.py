@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import permutations
 
+from ...files import escape_control
 from .masks import MaskReadout
 from .readout import SourceReadout
 
@@ -114,16 +115,14 @@ class LabelReport:
 
 # ------------------------------------------------------------------------------ what is counted
 
-def examine_labels(tokenizer, readout, labels=None):
+def examine_labels(tokenizer, readout, labels):
     """Look at a LabelReadout, SourceReadout or MaskReadout -> LabelReport. No model is needed.
 
-    labels: names of the classes, in order; by default the first text of each. InputError where the
-    example prompt cannot be encoded.
+    labels: names of the classes, in order. InputError where the example prompt cannot be encoded.
     """
-    names = labels or [readout.texts[numbers[0]] for numbers in readout.class_texts]
     pieces = {i: piece for piece, i in tokenizer.vocab.items()}
     texts = [LabelText.from_readout(tokenizer, readout, pieces, number, name)
-             for name, numbers in zip(names, readout.class_texts) for number in numbers]
+             for name, numbers in zip(labels, readout.class_texts) for number in numbers]
     lengths = [len(t.ids) for t in texts]
     alone = sorted({i for t in texts for ids in t.alone.values() for i in ids})
     example = (EXAMPLE,) * len(readout.prompt.template.fields)
@@ -231,11 +230,6 @@ def template_findings(template, example):
 
 
 # ------------------------------------------------------------------------------ how it is printed
-
-def escape_control(text):
-    """A string with its control characters escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
 
 def first_ids(ids, most):
     """-> "3967", or "24561 1800 +3" where there are 3 more than `most`."""

@@ -3,36 +3,27 @@
 Here: checks, defaults, and the readout class for each kind of architecture.
 """
 from ...errors import InputError
-from ...files import short
+from ...files import is_names, is_text, short
 from ...text.prompt import Prompt, Template
 from .masks import MaskReadout
 from .readout import ENDS, SCORE_BY, LabelReadout, SourceReadout
-from .wordings import default_template, read_label_texts
+from .wordings import read_label_texts, wordings
 
 READOUTS = {"decoder": LabelReadout, "encoder-decoder": SourceReadout,   # by Backbone.KIND
             "encoder": MaskReadout}
 
 
-def is_strings(value):
-    """Is it a list of strings?"""
-    return isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value)
-
-
 def is_shots(value):
     """Is it [(text or texts, label text), ...]?"""
     return isinstance(value, (list, tuple)) and all(
-        isinstance(shot, (list, tuple)) and len(shot) == 2 and isinstance(shot[1], str)
-        and (isinstance(shot[0], str) or is_strings(shot[0])) for shot in value)
-
-
-def is_text(value):
-    return isinstance(value, str)
+        isinstance(shot, (list, tuple)) and len(shot) == 2 and is_text(shot[1])
+        and (is_text(shot[0]) or is_names(shot[0])) for shot in value)
 
 
 OPTIONS = {"template": (is_text, "a text"), "instruction": (is_text, "a text"),     # (test, what)
            "label_texts": (lambda value: isinstance(value, (dict, str)),
                            'an object {"label": ["text", ...]}'),
-           "fields": (is_strings, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
+           "fields": (is_names, "names"), "shots": (is_shots, "[[texts, label text], ...]"),
            "end": (is_text, "a word"), "score_by": (is_text, "a word")}
 
 
@@ -59,8 +50,7 @@ def read_label_options(readout, given, labels):
     fields = list(given.get("fields") or (("text_a", "text_b") if pair else ("text",)))
     shots = [[[texts] if isinstance(texts, str) else list(texts), label_text]
              for texts, label_text in given.get("shots") or []]
-    options = {"readout": "labels", "template": template or default_template(fields),
-               "fields": fields,
+    options = {"readout": "labels", "template": template or wordings(fields)[0], "fields": fields,
                "label_texts": read_label_texts(given.get("label_texts") or "", labels),
                "instruction": given.get("instruction") or "", "shots": shots, "end": end,
                "score_by": score_by}

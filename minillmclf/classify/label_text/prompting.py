@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ...errors import InputError
 from ...models import load_backbone
-from ...text.batch import collate, make_batches, row_size
+from ...text.batch import collate, make_batches
 from ...text.prompt import Prompt
 from ...text.tokenizers.tokenizer import load_tokenizer
 from ...training.metrics import evaluate
@@ -45,13 +45,13 @@ def change_prompt(model, **changes):
 
 def set_shots(model, examples):
     """Put Examples as shots before every row, cut to SHARE_OF_SHOTS -> how many were cut."""
-    shots = [(list(e.texts), model.head.label_options["label_texts"][e.label][0]) for e in examples]
+    shots = [(e.texts, model.head.label_options["label_texts"][e.label][0]) for e in examples]
     head, cut = model.head, 0
     if shots:
         prompt, cut = shorten_shots(Prompt(head.prompt.template, head.prompt.instruction, shots),
                                     head.counter(model.tokenizer),
                                     int(SHARE_OF_SHOTS * (model.max_length - head.reserved_tokens)))
-        shots = [(list(texts), label_text) for texts, label_text in prompt.shots]
+        shots = prompt.shots
     change_prompt(model, shots=shots)
     return cut
 
@@ -190,18 +190,16 @@ def summarize(rows, way):
             "sd": statistics.pstdev(values)}
 
 
-@torch.inference_mode()
 def report_decoding(model, encoded, examples, beams, batch_size=64, most=5):
     """Where constrained decoding chooses another label text than exact scoring -> lines. Of a row
     with two answers in both orders, the first order is read."""
     encoded = [model.task.sequences(row)[0] for row in encoded]
     log_probs = text_log_probs(model, encoded, batch_size)                          # (N, L)
-    choices = torch.empty(len(encoded), dtype=torch.long)
-    device = next(model.parameters()).device
-    for rows in make_batches(list(map(row_size, encoded)), batch_size):
-        b = collate(encoded, rows, model.tokenizer.pad_id).to(device)
-        found, _ = decode_constrained(model.backbone, b.ids, b.mask, model.head.tree, beams)
-        choices[rows] = found.cpu()
+
+    def choose(batch):
+        found, _ = decode_constrained(model.backbone, batch.ids, batch.mask, model.head.tree, beams)
+        return found.unsqueeze(1)                                                   # (B, 1)
+    choices = model.compute_in_batches(encoded, choose, 1, batch_size).long().squeeze(1)    # (N,)
     missed, texts = find_misses(choices, log_probs), model.head.texts
     lines = [f"decoding with {beams} beam{'s' * (beams > 1)} misses the likeliest label text in "
              f"{len(missed)} of {len(encoded)} rows"]

@@ -12,6 +12,7 @@ Not here: templates (text/prompt.py), the tree that scores all label texts in on
 (models/tree.py), decoding (decode.py), calibration (calibrate.py).
 """
 import contextlib
+import functools
 import os.path
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from ...errors import InputError
 from ...files import short
 from ...models.cache import prefill
 from ...models.tree import TokenTree, tree_log_probs, pad_right, num_shared_tokens
-from ...text.transfer import move
 from ...training.completion_loss import text_to_text_loss
 from ..readout import Readout
 
@@ -194,11 +194,10 @@ class LabelReadout(Readout):
 
     def target_ids(self, labels):
         """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
-        paths = [self.tree.paths[self.class_texts[label][0]] for label in labels.tolist()]
-        edges = pad_sequence([torch.tensor(path) for path in paths], batch_first=True)
-        real = pad_sequence([torch.ones(len(path), dtype=torch.long) for path in paths], True)
-        moved = move({"edges": edges, "real": real}, labels.device)
-        return self.tree.edge_tokens[moved["edges"]], moved["real"]
+        paths = [torch.tensor(self.tree.paths[self.class_texts[label][0]])
+                 for label in labels.tolist()]
+        edges = pad_sequence(paths, batch_first=True, padding_value=-1).to(labels.device)
+        return self.tree.edge_tokens[edges.clamp(min=0)], (edges >= 0).long()
 
     def completion_loss(self, backbone, ids, mask, labels):
         """-log p(label text | prompt), summed over the tokens of all label texts. -> scalar
@@ -241,8 +240,7 @@ class SourceReadout(LabelReadout):
 
 def text_log_probs(model, encoded, batch_size=64):
     """A classifier's log-probability of each label text -> (N, L). Rows have one sequence each."""
-    def compute(batch):
-        return model(batch, model.head.text_log_probs)
+    compute = functools.partial(model, read=model.head.text_log_probs)
     return model.compute_in_batches(encoded, compute, len(model.head.texts), batch_size)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...errors import InputError
 from ...files import read_json, short
 
-WORDINGS = (                      # for any task; several, as the wording alone can change accuracy
+WORDINGS = (        # for any task, the default first; the wording alone can change accuracy
     "Text: {text}\nLabel: {label}",
     "Input: {text}\nClass: {label}",
     "Passage: {text}\nCategory: {label}",
@@ -30,11 +30,6 @@ def wordings(fields):
         lines = [f"{noun} {chr(ord('A') + i)}: {{{field}}}" for i, field in enumerate(fields)]
         several.append("\n".join(lines) + rest)
     return tuple(several)
-
-
-def default_template(fields):
-    """The template that is used where none is given."""
-    return wordings(fields)[0]
 
 
 def read_template(value):

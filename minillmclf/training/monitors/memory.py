@@ -9,9 +9,9 @@ from ..parallel.processes import own_share
 
 def name_memory_switch(step):
     """Wrap a step of the loop: an error for lack of memory becomes an InputError with a remedy."""
-    def step_or_advice(model, optimizer, train, rows, settings, *more):
+    def step_or_advice(model, optimizer, train, rows, settings):
         try:
-            return step(model, optimizer, train, rows, settings, *more)
+            return step(model, optimizer, train, rows, settings)
         except (MemoryError, RuntimeError) as error:
             if not is_no_memory(error):
                 raise

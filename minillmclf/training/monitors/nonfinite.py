@@ -7,16 +7,15 @@ backward pass.
 """
 import torch
 
-from ..fp16 import autocast
-from ..loop import Diverged
+from ..loop import Diverged, autocast
 from ..parallel.processes import full_tensor
 
 
 def locate_divergence(step):
     """Wrap a step of the loop: its error Diverged also says where the first NaN or Inf arose."""
-    def step_and_locate(model, optimizer, train, rows, settings, *more):
+    def step_and_locate(model, optimizer, train, rows, settings):
         try:
-            return step(model, optimizer, train, rows, settings, *more)
+            return step(model, optimizer, train, rows, settings)
         except Diverged as error:
             found = find_in_batch(model, train, rows, settings)
             raise Diverged(f"{error}; {found}") from None

@@ -7,9 +7,9 @@ Target layers are chosen by PEFT's rules, among the names of layers in transform
 Reference: https://huggingface.co/docs/peft/package_reference/lora
 """
 import re
-from collections import Counter
+from statistics import mode
 
-from ...files import short
+from ...files import is_text, short
 from .. import lora, selection
 
 CONFIG = "adapter_config.json"
@@ -20,7 +20,7 @@ INERT = set("""peft_type peft_version task_type auto_mapping revision inference_
 
 
 def is_name(value):
-    return isinstance(value, str) and bool(re.fullmatch(r"[\w.-]+", value))
+    return is_text(value) and bool(re.fullmatch(r"[\w.-]+", value))
 
 
 def is_positive(value):
@@ -43,10 +43,6 @@ def all_pass(test, kind):
 
 def any_passes(*tests):
     return lambda value: any(test(value) for test in tests)
-
-
-def is_text(value):
-    return isinstance(value, str)
 
 
 COUNT = (is_positive, "a whole number from 1")
@@ -150,8 +146,8 @@ def lora_fields(layers, linears, saved):
     all linear layers; saved: modules that are saved in full."""
     configs = {file: layer.config for file, layer in layers.items()}
     one = next(iter(configs.values()))
-    rank = Counter(each.rank for each in configs.values()).most_common(1)[0][0]
-    alpha = Counter(each.alpha for each in configs.values()).most_common(1)[0][0]
+    rank = mode(each.rank for each in configs.values())
+    alpha = mode(each.alpha for each in configs.values())
     leaves = sorted({file.rpartition(".")[2] for file in configs})
     exact = set(drop_inside(match_targets(leaves, linears, ""), saved)) == set(configs)
     return {key: default for key, (default, *_) in LORA_FIELDS.items()} | {

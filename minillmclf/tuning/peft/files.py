@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ...errors import InputError
-from ...files import read_json, short, write_text
+from ...files import read_json, short, write_json, write_text
 from ...models.tensor_files import open_tensors, write_tensors
 from .config import CONFIG, method_of, read_config
 from .model import collect_adapter, raise_faults, short_name, split_tensors
@@ -59,8 +59,7 @@ def read_tensors(folder, prefix):
 
 
 def read_floats(path, prefix=""):
-    """A file -> {name without prefix: tensor}; InputError unless all numbers are floats, finite in
-    float32."""
+    """A file -> {name without prefix: tensor}; InputError unless all are floats, finite in fp32."""
     with open_tensors(path) as file:
         tensors = {name.removeprefix(prefix): file.get_tensor(name).clone() for name in file.keys()}
     faults = []
@@ -101,8 +100,7 @@ def write_adapter(folder, model, base=None, bias="none", saved=(), sums=None):
 
     base: the path of the base model; bias: which biases were trained; saved: further modules that
     were trained in full, as transformers names them; sums: of the base's files (base.hash_files).
-    The head is always saved. Raises InputError if another parameter is trainable, for it would be
-    lost.
+    The head is always saved. InputError if another parameter is trainable: it would be lost.
     """
     folder, (record, tensors, more) = Path(folder), collect_adapter(model, base, bias, saved)
     prefix, own = name_prefix(record), {"labels": model.labels, **model.settings()}
@@ -110,7 +108,7 @@ def write_adapter(folder, model, base=None, bias="none", saved=(), sums=None):
     named = {name if name == "prompt_embeddings" else prefix + name:
              tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_tensors(folder / TENSORS, named, {"format": "pt"})
-    write_text(folder / OWN_FILE, json.dumps(own, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / OWN_FILE, own)
     config = {key: None if value == [] else value for key, value in record.items()}
     config |= {"task_type": task_type(model, record), "inference_mode": True, **more}
     text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
