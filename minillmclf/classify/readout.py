@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from ..text.cutting import truncate_all
+from ..text.cutting import text_ids, truncate_all
 
 
 class Readout(nn.Module):
@@ -27,18 +27,10 @@ class Readout(nn.Module):
 
     def encode_row(self, tokenizer, texts, max_length):
         """The texts of a row -> (ids, token types), was it cut to max_length tokens?"""
-        parts = self.text_ids(tokenizer, texts)
+        parts = text_ids(tokenizer, texts)
         special = tokenizer.num_special_tokens(len(parts) == 2)
         ids, cut = truncate_all(parts, max_length - special, self.keep)
         return tokenizer.add_special_tokens(*ids), cut > 0
-
-    def text_ids(self, tokenizer, texts):
-        """The texts of a row -> the ids of each. InputError for a row without a token."""
-        parts = [tokenizer.ids(text) for text in texts]
-        if not any(parts):
-            raise InputError(f"the text {short(texts[0])} holds no token, only characters that the "
-                             "tokenizer drops: remove it")
-        return parts
 
     def count_tokens(self, tokenizer, texts):
         """The number of tokens of a row before it is cut."""
