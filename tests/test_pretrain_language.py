@@ -387,8 +387,8 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
     a = pretrain.parse([*command, "--vector-weight", "0.25"])
     student = load_backbone(more).eval()
     mixture = pretraining.build_task(a, student, load_tokenizer(more))
-    source, _ = pretraining.batches(a, mixture, read_pairs(a.pairs))
-    batch = source.batch(0)
+    read_batch, _ = pretraining.batches(a, mixture, read_pairs(a.pairs))
+    batch = read_batch(0)
     tokens = sum(len(prompt) + len(answer) for prompt, answer in batch["answers"])
     assert 0.5 < batch["text"].numel() / tokens < 2, "about as many tokens of text as of pairs"
     seed_step(0, 0)

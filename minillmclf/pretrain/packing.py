@@ -27,18 +27,6 @@ class Draws:
         return draw.choices(self.items, cum_weights=self.cumulative, k=self.size)
 
 
-class SideBySide:
-    """A batch of several sources in every step."""
-
-    def __init__(self, sources):
-        """sources: {name: Draws or PackedRows}."""
-        self.sources = sources
-
-    def batch(self, step):
-        """-> {name: batch}."""
-        return {name: source.batch(step) for name, source in self.sources.items()}
-
-
 class PackedRows:
     """Batches of `size` rows of `length` tokens.
 

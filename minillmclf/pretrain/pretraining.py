@@ -26,7 +26,7 @@ from ..training.optim import build_optimizer, lr_factor, set_lr
 from ..tuning.base import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
 from .distil import Distillation, Mixture, TextVectors
-from .packing import Draws, PackedRows, SideBySide, fitting
+from .packing import Draws, PackedRows, fitting
 from .run_folder import LOG, PretrainFolder, choose_folder, start_run
 from .sentencepiece_trainer import learn_sentencepiece
 from .shapes import ARCH, CONFIGS
@@ -37,8 +37,7 @@ READERS = {"bert": (read_sentences, "sentences"), "llama": (read_documents, "doc
            "t5": (read_documents, "documents")}
 HELD_OUT = 128                         # packed rows, or pairs, of the held-out loss
 FREE = ("out", "place", "save_every", "threads", "overwrite")   # they do not change the result
-PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"),
-            "log": (lambda v: isinstance(v, list), "a list"),
+PROGRESS = {"log": (lambda v: isinstance(v, list), "a list"),      # and `step`, see Store.load
             "settings": (lambda v: isinstance(v, dict), "an object"),
             "read?": (lambda v: isinstance(v, dict), "an object")}
 
@@ -145,25 +144,27 @@ def build_task(a, student, tokenizer):
 # ---------------------------------------------------------------- the batches
 
 def batches(a, task, items):
-    """-> (source, whose batch(step) a step reads; {name of a held-out loss: its batches}).
+    """-> (a function step -> batch; {name of a held-out loss: its batches}).
 
-    items: sentences, documents or pairs with their weights. With --text beside --pairs, a step
-    reads both.
+    items: sentences, documents or pairs, with weights. --text beside --pairs: a step reads both.
     """
     if ARCH[a.objective] == "bert":
-        return Draws(items, a.batch_size, a.seed), {}
+        return Draws(items, a.batch_size, a.seed).batch, {}
     if not a.pairs:
-        source, held = packed(a, task, items, a.batch_size)
-        return source, {"held_out": held}
-    source, held, length = drawn_pairs(a, task, items)
+        rows, held = packed(a, task, items, a.batch_size)
+        return rows.batch, {"held_out": held}
+    pairs, held, length = drawn_pairs(a, task, items)
     if not a.text:
-        return source, {"held_out": held}
-    rows = max(round(a.batch_size * length / a.length), 1)           # as many tokens as the pairs
-    text, held_text = packed(a, task, read_documents(a.text), rows)
-    sources = {"answers": source, "text": text}
+        return pairs.batch, {"held_out": held}
+    size = max(round(a.batch_size * length / a.length), 1)           # as many tokens as the pairs
+    text, held_text = packed(a, task, read_documents(a.text), size)
+    sources = {"answers": pairs, "text": text}
     if a.teacher:
         sources["vectors"] = Draws(read_sentences(a.text), a.batch_size, a.seed)
-    return SideBySide(sources), {"held_out": held, "held_out_text": held_text}
+
+    def batch(step):
+        return {name: source.batch(step) for name, source in sources.items()}
+    return batch, {"held_out": held, "held_out_text": held_text}
 
 
 def packed(a, task, texts, size):
@@ -220,8 +221,7 @@ def made_from(a, task):
         read[f"text in {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     for flag in ("start", "teacher"):
         if name := getattr(a, flag):
-            what = f"weights, config or tokenizer in --{flag} {name}"
-            read[what] = fingerprint(find_model(name))
+            read[f"weights, config or tokenizer in --{flag} {name}"] = fingerprint(find_model(name))
     return {"settings": json.loads(json.dumps(flags, default=str)), "read": read}
 
 
@@ -250,13 +250,13 @@ def train(a, task, items):
     optimizer = build_optimizer(model, a.lr, 0.01, by_size if ARCH[a.objective] == "t5" else None)
     store = Store(a.place)
     progress = resume(a, task, store, model, optimizer)
-    source, held = batches(a, task, items)
+    read_batch, held = batches(a, task, items)
     held = {name: some for name, some in held.items() if some}
     started, tokens, shown = time.monotonic(), 0, {}
     model.eval()                                         # no dropout: a small student underfits
     with Progress(mininterval=5) as show, StopSignal() as stop:
         for step in range(progress["step"], a.steps):
-            batch = source.batch(step)
+            batch = read_batch(step)
             seed_step(a.seed, step)
             set_lr(optimizer, lr_factor(step, a.steps, a.steps // 20, "linear"))
             with autocast(a, task.device):

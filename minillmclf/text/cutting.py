@@ -1,8 +1,8 @@
 """Long texts: which of their tokens are kept, and where windows over them lie.
 
-`cut_longest` decides how many tokens each text of a row keeps; `truncate` decides
-which. BERT's authors kept the head; Sun et al. 2019 (arXiv:1905.05583) found head and tail together
-better on film reviews. All token ids are without special tokens, and no token marks a gap.
+`cut_longest` decides how many tokens each text of a row keeps; `truncate` decides which. BERT's
+authors kept the head; Sun et al. 2019 (arXiv:1905.05583) found head and tail together better on
+film reviews. All token ids are without special tokens, and no token marks a gap.
 Not here: what a model does with the windows (classify/windows.py).
 """
 from ..errors import InputError

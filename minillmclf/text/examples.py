@@ -89,7 +89,7 @@ def print_note(line):
 
 
 def choose_columns(table: Table, text_columns, label_column: str, need_labels: bool):
-    """The text columns to read -> tuple. InputError if these or the label columns are wrong."""
+    """-> the text columns to read, the label columns. InputError if they are wrong."""
     labels, known = split_names(label_column, table.columns), set(table.columns)
     if text_columns is None:
         found = (names for names in DEFAULT_COLUMNS if known.intersection(names))
@@ -109,7 +109,7 @@ def choose_columns(table: Table, text_columns, label_column: str, need_labels: b
                              f"{column_hint(table, wanted, option)}")
     if table.separator != SEPARATORS.get(table.path.suffix.lower()):
         print_note(f"{table.path}: {table.separator!r} stands between its fields, and is read so")
-    return columns
+    return columns, labels
 
 
 def column_hint(table: Table, wanted: dict, option: str) -> str:
@@ -135,8 +135,7 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
 
 def make_examples(table: Table, text_columns, label_column, need_labels=True, multi_label=False):
     """As read_examples, of a Table -> the text columns, a list of Examples."""
-    columns = choose_columns(table, text_columns, label_column, need_labels)
-    names = split_names(label_column, table.columns)
+    columns, names = choose_columns(table, text_columns, label_column, need_labels)
     if len(names) == 1 and "," in names[0] and multi_label:
         raise InputError(f"{table.path}: --label-column {short(label_column)}: is one column, and "
                          "commas stand between several: rename it without a comma")
