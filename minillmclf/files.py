@@ -3,7 +3,7 @@ import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -194,10 +194,8 @@ def remove_path(path):
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        try:
+        with suppress(OSError):                                # the next write there will raise it
             path.unlink(missing_ok=True)
-        except OSError:
-            pass                                               # the next write there will raise it
 
 
 def move_files(source, folder, last):

@@ -28,7 +28,7 @@ from minillmclf.classify.head import POOLINGS, attention_weights, attention_laye
 from minillmclf.errors import InputError
 from minillmclf.models import load_backbone, save_backbone
 from minillmclf.text.batch import Batch, collate
-from minillmclf.text.prompt import cut_longest
+from minillmclf.text.cutting import cut_longest
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
 

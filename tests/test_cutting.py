@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from minillmclf.errors import InputError
-from minillmclf.text.cutting import TRUNCATION_SIDES, truncate_all, truncate, window_spans
-from minillmclf.text.prompt import cut_longest
+from minillmclf.text.cutting import (TRUNCATION_SIDES, cut_longest, truncate, truncate_all,
+                                     window_spans)
 
 BY_HAND = {"head": [0, 1, 2, 3, 4], "tail": [5, 6, 7, 8, 9], "head+tail": [0, 1, 2, 8, 9],
            "middle": [2, 3, 4, 5, 6]}

@@ -19,7 +19,7 @@ from minillmclf.folds.reading import read_source
 from minillmclf.text.data import load_data
 from minillmclf.text.examples import read_examples, read_text_chunks
 from minillmclf.text.splits import row_splits
-from minillmclf.text.prompt import cut_longest
+from minillmclf.text.cutting import cut_longest
 from minillmclf.text.table_files import read_table
 
 

@@ -444,7 +444,7 @@ def test_answers_that_cannot_get_their_name_stay_on_record(tmp_path, monkeypatch
     assert json.loads((tmp_path / "a.part.json").read_text())["rows"] == 1
     # a part with nothing new to add
     with pytest.raises(ends), stream.PartFile(tmp_path / "a", made) as part:
-        assert part.unanswered(lambda: iter([(["one"], "sha")])) and part.rows_on_record == 1
+        assert part.unanswered(lambda: iter([(["one"], "sha")])) and part.on_record["rows"] == 1
         monkeypatch.setattr(os, "replace", lambda a, b: (fails if b == part.out else real)(a, b))
     monkeypatch.setattr(os, "replace", real)
     with stream.PartFile(tmp_path / "a", made) as part:

@@ -55,8 +55,9 @@ def settings(out, text, **changes):
 def pretrained(arguments):
     """Run the command's pieces here -> (objective, tokenizer, mean loss before, and after)."""
     a = pretrain.parse(arguments)
-    sentences, weights = read_sentences(a.text)
-    tokenizer, student, objective = pretraining.prepare(a, sentences, weights)
+    items = read_sentences(a.text)
+    tokenizer, student, objective = pretraining.prepare(a, items)
+    sentences = [sentence for sentence, _ in items]
 
     def mean_loss():
         torch.manual_seed(0)                                   # the same words masked
@@ -64,7 +65,7 @@ def pretrained(arguments):
             return sum(objective.loss(sentences[start:start + 20])[0].item()
                        for start in range(0, 200, 20)) / 10
     before = mean_loss()
-    progress, _ = pretraining.train(a, objective, sentences, weights)
+    progress, _ = pretraining.train(a, objective, items)
     after = mean_loss()
     pretraining.save(a, objective, tokenizer, progress["log"])
     return objective, tokenizer, before, after
@@ -295,10 +296,9 @@ def test_sentences_are_read_with_their_weights(tmp_path):
                      + "long " * 51 + "\n")
     table.write_text("id,text,label,split\nan id of four,one two three four again,never read this "
                      "label,train\n,from the test part here,x,test\n")
-    sentences, weights = read_sentences([f"{plain}:2.5", str(table)])
-    assert sentences == ["One two three four.", "Five six seven eight?", "an id of four",
-                         "one two three four again"]
-    assert weights == [2.5, 2.5, 1, 1]
+    assert read_sentences([f"{plain}:2.5", str(table)]) == [
+        ("One two three four.", 2.5), ("Five six seven eight?", 2.5), ("an id of four", 1),
+        ("one two three four again", 1)]
     (tmp_path / "short.txt").write_text("a b\n")
     with pytest.raises(InputError, match="short.txt: no sentence of 4 to 50 words"):
         read_sentences([str(tmp_path / "short.txt")])
@@ -308,8 +308,8 @@ def test_sentences_are_read_with_their_weights(tmp_path):
 
 def test_text_files_of_windows(tmp_path):
     (tmp_path / "T.TXT").write_bytes(b"\xef\xbb\xbfOne two three four.\r\n")
-    assert read_sentences([str(tmp_path / "T.TXT")])[0] == ["One two three four."]
-    assert read_documents([str(tmp_path / "T.TXT")])[0] == ["One two three four."]
+    assert read_sentences([str(tmp_path / "T.TXT")]) == [("One two three four.", 1)]
+    assert read_documents([str(tmp_path / "T.TXT")]) == [("One two three four.", 1)]
 
 
 @pytest.mark.parametrize("rows", ['"one two three four', '"a\nb,x\nc,y\nd,z\n"e,x'])
@@ -389,8 +389,9 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(teacher, text, t
     """Word by word, through two vocabularies: the student's is learned, so the same word may have
     other pieces."""
     a = pretrain.parse(settings(tmp_path / "out", text, teacher=teacher, layers=4, mlp_width=48))
-    sentences, weights = read_sentences(a.text)
-    tokenizer, _, objective = pretraining.prepare(a, sentences, weights)
+    items = read_sentences(a.text)
+    tokenizer, _, objective = pretraining.prepare(a, items)
+    sentences = [sentence for sentence, _ in items]
     other = objective.loss(sentences[:9])[1]
     objective.student, objective.tokenizer = objective.teacher, objective.teacher_tokenizer
     same = objective.loss(sentences[:9])[1]
@@ -476,8 +477,7 @@ def test_weights_that_are_fractions_give_the_same_pieces(weight):
 
 
 def test_the_vocabulary_has_the_asked_size_and_cuts_every_word(text):
-    sentences, weights = read_sentences([str(text)])
-    counts = count_words(zip(sentences, weights))
+    counts = count_words(read_sentences([str(text)]))
     for size in (60, 80, VOCABULARY):
         pieces = learn_wordpiece(counts, size)
         assert len(pieces) == len(set(pieces)) == size and pieces[:5] == SPECIALS

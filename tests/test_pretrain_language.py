@@ -62,8 +62,7 @@ def pretrained(arch, text, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(arch, text):
-    documents, weights = read_documents([f"{text}"])
-    return learn_sentencepiece(arch, documents, weights, SIZES[arch])
+    return learn_sentencepiece(arch, read_documents([f"{text}"]), SIZES[arch])
 
 
 # ---- fresh weights
@@ -110,50 +109,50 @@ def test_a_saved_vocabulary_gives_the_ids_of_transformers(arch, tokenizer, text,
     tokenizer.save(tmp_path)
     ours = load_tokenizer(tmp_path)
     theirs = tokenizer_of(tmp_path, {"llama": "LlamaTokenizer", "t5": "T5Tokenizer"}[arch])
-    for line in ODD + read_documents([str(text)])[0][:100]:
+    for line in ODD + [document for document, _ in read_documents([str(text)])[:100]]:
         assert ours.encode(line) == theirs(line).input_ids == tokenizer.encode(line), repr(line)
     assert theirs.eos_token_id == ours.eos_id and theirs.pad_token_id == ours.pad_id
 
 
 def test_llama_loses_no_character(text):
-    tokenizer = learn_sentencepiece("llama", *read_documents([str(text)]), SIZES["llama"])
+    tokenizer = learn_sentencepiece("llama", read_documents([str(text)]), SIZES["llama"])
     for line in ODD[2:6]:
         assert tokenizer.decode(tokenizer.ids(line)) == line
 
 
 def test_digits_stand_alone_however_often_they_stand_together(arch):
-    years = [f"in {year} and 2024" for year in range(1900, 2024)] * 20
-    tokenizer = learn_sentencepiece(arch, years, [1] * len(years), 300 if arch == "llama" else 40)
+    years = [(f"in {year} and 2024", 1) for year in range(1900, 2024)] * 20
+    tokenizer = learn_sentencepiece(arch, years, 300 if arch == "llama" else 40)
     assert [piece.strip("▁") for piece in tokenizer.tokens("2024")] in (["", *"2024"], list("2024"))
 
 
 def test_learning_twice_gives_the_same_pieces_and_the_seed_of_python_plays_no_part(
         arch, tokenizer, text):
-    again = learn_sentencepiece(arch, *read_documents([str(text)]), SIZES[arch])
+    again = learn_sentencepiece(arch, read_documents([str(text)]), SIZES[arch])
     assert again.vocab == tokenizer.vocab
 
 
 def test_rare_characters_get_no_piece(arch):
-    documents = ["the old rose and a tree"] * 3000 + ["ß"]
-    tokenizer = learn_sentencepiece(arch, documents, [1] * 3001, 300 if arch == "llama" else 40)
+    documents = [("the old rose and a tree", 1)] * 3000 + [("ß", 1)]
+    tokenizer = learn_sentencepiece(arch, documents, 300 if arch == "llama" else 40)
     assert not [piece for piece in tokenizer.vocab if "ß" in piece]
 
 
 def test_pieces_are_learned_on_text_as_often_as_its_weight():
-    documents, weights = ["one", "two\nlines", "three", "never"], [2, 1, 0.5, 0]
-    assert Counter(sample(documents[:2], weights[:2], 0)) == {"one": 2, "two": 1, "lines": 1}
-    halves = [Counter(sample(documents, weights, seed))["three"] for seed in range(200)]
+    documents = [("one", 2), ("two\nlines", 1), ("three", 0.5), ("never", 0)]
+    assert Counter(sample(documents[:2], 0)) == {"one": 2, "two": 1, "lines": 1}
+    halves = [Counter(sample(documents, seed))["three"] for seed in range(200)]
     assert 60 < sum(halves) < 140 and set(halves) == {0, 1}
-    drawn = list(sample(["abcde"] * 10_000, [1] * 10_000, 0, characters=5_000))
+    drawn = list(sample([("abcde", 1)] * 10_000, 0, characters=5_000))
     assert 800 < len(drawn) < 1200, "about as many characters as asked"
 
 
 def test_a_size_with_no_room_is_one_line(text):
     words = r"--vocab-size 100: SentencePiece learns no vocabulary of it: at least (\d+) are needed"
     with pytest.raises(InputError, match=words) as caught:
-        learn_sentencepiece("llama", *read_documents([str(text)]), 100)
+        learn_sentencepiece("llama", read_documents([str(text)]), 100)
     least = int(re.search(words, str(caught.value))[1])
-    assert len(learn_sentencepiece("llama", *read_documents([str(text)]), least)) == least
+    assert len(learn_sentencepiece("llama", read_documents([str(text)]), least)) == least
 
 
 # ---- which text, in which order
@@ -162,16 +161,18 @@ def test_held_out_documents_follow_from_their_text_alone():
     texts = [f"text {number}" for number in range(20_000)]
     held = [text for text in texts if is_held_out(text)]
     assert 140 < len(held) < 260, "not about one in a hundred"
-    learned, kept = hold_out(texts[::-1] * 2, [1.0, 3.0] * 20_000)
-    assert sorted(kept[0]) == sorted(held * 2), "the order or a repetition changes what is held out"
-    assert not set(learned[0]) & set(kept[0]) and len(learned[0]) == len(learned[1])
-    pairs = [(text, "answer") for text in texts]
-    assert 140 < len(hold_out(pairs, [1] * len(pairs))[1][0]) < 260
+    items = list(zip(texts[::-1] * 2, [1.0, 3.0] * 20_000))
+    learned, kept = hold_out(items)
+    assert sorted(text for text, _ in kept) == sorted(held * 2), (
+        "the order or a repetition changes what is held out")
+    assert sorted(learned + kept) == sorted(items), "a text has lost its weight"
+    assert not {text for text, _ in learned} & set(held)
+    assert 140 < len(hold_out([((text, "answer"), 1) for text in texts])[1]) < 260
 
 
 def packed(documents=((5, 6, 7), (8,), (9, 10)), weights=(1, 1, 1), size=1, length=4,
            seed=0, **more):
-    return PackedRows(documents, weights, size, length, seed, eos_id=2, **more)
+    return PackedRows(zip(documents, weights), size, length, seed, eos_id=2, **more)
 
 
 def test_packed_documents_end_with_eos_and_rows_begin_with_bos():
@@ -203,7 +204,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
         "the second epoch repeats the first")
     assert len({tuple(row.tolist()) for step in steps[:epoch] for row in step}) == 2 * epoch, (
         "a row came twice in an epoch")
-    assert Draws("abc", [1, 0, 0], 4, 0).batch(7) == ["a"] * 4
+    assert Draws([("a", 1), ("b", 0), ("c", 0)], 4, 0).batch(7) == ["a"] * 4
     with pytest.raises(InputError, match="fill only 2 rows of 4 tokens in an epoch, a batch has 3"):
         packed(size=3).batch(0)
 
@@ -211,12 +212,11 @@ def test_a_batch_depends_on_seed_and_step_alone():
 def test_pairs_are_read_and_those_that_do_not_fit_left_out(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a b", "answer": "c"}\n\n{"prompt": "a b c d", "answer": "e"}\n')
-    pairs, weights = read_pairs([f"{path}:2"])
-    assert pairs == [("a b", "c"), ("a b c d", "e")] and weights == [2, 2]
+    pairs = read_pairs([f"{path}:2"])
+    assert pairs == [(("a b", "c"), 2), (("a b c d", "e"), 2)]
     cutter = SimpleNamespace(ids=str.split)
-    assert fitting(pairs, weights, cutter, 5) == ([(["a", "b"], ["c"])], [2]), (
-        "two places are for BOS and EOS")
-    assert fitting(pairs, weights, cutter, 4) == ([], [])
+    assert fitting(pairs, cutter, 5) == [((["a", "b"], ["c"]), 2)], "two places are for BOS and EOS"
+    assert fitting(pairs, cutter, 4) == []
     path.write_text('{"prompt": "a b", "answer": " "}\n')
     with pytest.raises(InputError,
                        match='pairs.jsonl, line 1: should hold a "prompt" and an "answer"'):
@@ -227,7 +227,7 @@ def test_pairs_that_are_not_marked_train_are_skipped(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"a {split}", "answer": "c", "Split": split})
                             + "\n" for split in ("train", "test", "dev", "training")))
-    assert read_pairs([str(path)])[0] == [("a train", "c"), ("a training", "c")]
+    assert read_pairs([str(path)]) == [(("a train", "c"), 1), (("a training", "c"), 1)]
     path.write_text('{"prompt": "a", "answer": "b", "split": "held"}\n')
     with pytest.raises(InputError, match="pairs.jsonl, line 1: column 'split' says 'held'"):
         read_pairs([str(path)])
@@ -265,8 +265,7 @@ def test_of_pairs_only_the_answer_and_its_end_are_learned(arch, tokenizer):
 
 
 def test_spans_are_cut_anew_at_each_step_and_lose_nothing(text):
-    documents, weights = read_documents([str(text)])
-    tokenizer = learn_sentencepiece("t5", documents, weights, SIZES["t5"])
+    tokenizer = learn_sentencepiece("t5", read_documents([str(text)]), SIZES["t5"])
     _, objective = student_of("t5", tokenizer)
     assert objective.sentinels == [tokenizer.vocab[name] for name in SENTINELS]
     rows = torch.randint(3, 80, (4, 40), generator=torch.Generator().manual_seed(0))
@@ -388,8 +387,8 @@ def test_vectors_of_texts_are_learned_beside_answers(pretrained, teacher, text, 
     a = pretrain.parse([*command, "--vector-weight", "0.25"])
     student = load_backbone(more).eval()
     mixture = pretraining.build_task(a, student, load_tokenizer(more))
-    source, _ = pretraining.batches(a, mixture, *read_pairs(a.pairs))
-    batch = source.batch(0)
+    read_batch, _ = pretraining.batches(a, mixture, read_pairs(a.pairs))
+    batch = read_batch(0)
     tokens = sum(len(prompt) + len(answer) for prompt, answer in batch["answers"])
     assert 0.5 < batch["text"].numel() / tokens < 2, "about as many tokens of text as of pairs"
     seed_step(0, 0)
@@ -491,4 +490,4 @@ def test_a_text_that_stands_twice_in_a_file_is_read_once(tmp_path):
     (tmp_path / "a.txt").write_text("one\n two\t\n\none\n")
     (tmp_path / "b.txt").write_text("one\n")
     assert read_documents([f"{tmp_path}/a.txt", f"{tmp_path}/b.txt:3"]) == (
-        ["one", "two", "one"], [1, 1, 3])
+        [("one", 1), ("two", 1), ("one", 3)])

@@ -10,8 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from ..text.cutting import truncate_all
-from ..text.parts import ids_of_texts
+from ..text.cutting import text_ids, truncate_all
 
 
 class Readout(nn.Module):
@@ -28,7 +27,7 @@ class Readout(nn.Module):
 
     def encode_row(self, tokenizer, texts, max_length):
         """The texts of a row -> (ids, token types), was it cut to max_length tokens?"""
-        parts = ids_of_texts(tokenizer, texts)
+        parts = text_ids(tokenizer, texts)
         special = tokenizer.num_special_tokens(len(parts) == 2)
         ids, cut = truncate_all(parts, max_length - special, self.keep)
         return tokenizer.add_special_tokens(*ids), cut > 0

@@ -20,8 +20,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import short
-from ..text.cutting import truncate_all, truncate, window_spans
-from ..text.parts import ids_of_texts
+from ..text.cutting import text_ids, truncate_all, truncate, window_spans
 from .head import Head, attention_layers, attention_weights
 
 WINDOW_POOLS = ("mean", "max", "attention")
@@ -66,7 +65,7 @@ class Windowed(Head):
             self.ARCHITECTURE = "MinillmclfWindowClassifier"
 
     def encode_row(self, tokenizer, texts, max_length):
-        parts = ids_of_texts(tokenizer, texts)
+        parts = text_ids(tokenizer, texts)
         return self.windows.encode_windows(tokenizer, parts, max_length, self.keep)
 
     def length_limit(self, max_length):

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..files import find_model
 from ..models import load_backbone
 from ..models.weights import Checkpoint, split_layer_number
+from ..text.tokenizers.schema import ROLES
 from ..text.tokenizers.tokenizer import load_tokenizer
 from ..tuning.quant import bits_per_parameter
 from ..tuning.quant_files import open_checkpoint
@@ -23,7 +24,6 @@ from ..tuning.selection import four_bit_sizes
 
 METHOD_LENGTH = 128         # the methods' memory is measured on a text of so many tokens
 SWITCH_LENGTH = 512         # and the switches' memory, unless --max-length is given
-SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
 
 
 def load_model(folder):
@@ -175,7 +175,7 @@ def tokenizer_line(tokenizer, rows):
     elif spare < 0:
         fit = (f"ERROR: the embedding has only {rows:,} rows, ids from {rows:,} on would fail: "
                "these files do not belong together")
-    ids = {role: getattr(tokenizer, role + "_id") for role in SPECIAL_TOKENS}
+    ids = {role: getattr(tokenizer, role + "_id") for role in ROLES}
     named = [f"{role} {number}" for role, number in ids.items() if number is not None]
     return (f"tokenizer: ids 0 to {len(tokenizer) - 1:,}, {fit}; "
             f"{', '.join(named) or 'no special tokens'}")

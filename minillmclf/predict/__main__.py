@@ -31,7 +31,7 @@ from ..cli.parser import Parser, run
 from ..cli.rows import reading_options, text_columns
 from ..cli.settings import add_settings
 from ..errors import InputError
-from ..files import find_model, short
+from ..files import find_model, is_utf8, short
 from ..text.data import find_data
 from ..text.doctor import UnknownTokens
 from ..text.table_files import read_chunks
@@ -82,7 +82,7 @@ def format_of(out):
 def given_texts(a):
     """The texts on the command line -> rows as `read_rows` yields them; None without any."""
     for text in [*a.text, a.pair or ""]:
-        if any("\ud800" <= char <= "\udfff" for char in text):       # bytes that were not decoded
+        if not is_utf8(text):                                        # bytes that were not decoded
             raise InputError("a text on the command line is not UTF-8: convert it with iconv")
     if a.text_column and not a.data:
         raise InputError("--text-column goes with --data")

@@ -65,15 +65,15 @@ def read_rows(path, text_columns, reading, columns):
 def read_lines(standard_input):
     """Yield the lines of standard input, each a text, in windows: (rows, None). An empty line is an
     error: to leave it out would shift the answers."""
-    lines, before = split_at_returns(decode_lines(standard_input.buffer, "standard input")), 0
-    while window := [line.rstrip("\r\n") for line in itertools.islice(lines, stream.WINDOW)]:
-        for number, line in enumerate(window, before + 1):
+    lines, number = split_at_returns(decode_lines(standard_input.buffer, "standard input")), 0
+    numbered = enumerate((line.rstrip("\r\n") for line in lines), 1)
+    while window := list(itertools.islice(numbered, stream.WINDOW)):
+        for number, line in window:
             if not line.strip():
                 raise InputError(f"standard input: line {number} is empty: give a text on each "
                                  "line")
-        yield [((line,), {}, number) for number, line in enumerate(window, before + 1)], None
-        before += len(window)
-    if not before:
+        yield [((line,), {}, number) for number, line in window], None
+    if not number:
         raise InputError("standard input: no lines: give a text on each line")
 
 

@@ -1,10 +1,10 @@
 """Answers to a stream of rows, window by window: printed, or in a file that a later run continues.
 
-A window is WINDOW rows. They are read, sorted by length into batches, answered,
-and written in their own order before the next window is read. So memory does not grow with the
-rows. Windows begin at fixed rows, so a continued run makes the same batches, and the same bytes.
-Here: the loop, its two outputs (`PrintedAnswers`, `PartFile`) and a fingerprint of a model. Not
-here: reading rows and formatting answers (rows.py).
+A window is WINDOW rows. They are read, sorted by length into batches, answered, and written in
+their own order before the next window is read. So memory does not grow with the rows. Windows begin
+at fixed rows, so a continued run makes the same batches, and the same bytes. Here: the loop, its
+two outputs (`PrintedAnswers`, `PartFile`) and a fingerprint of a model. Not here: reading rows and
+formatting answers (rows.py).
 """
 import hashlib
 import os
@@ -78,7 +78,7 @@ class PartFile:
         self.part, self.record = part_files(out)
         self.rows = self.bytes = self.cut = 0            # rows and bytes in the part, texts cut
         self.hash = hashlib.sha256()                     # of these bytes
-        self.rows_on_record = 0
+        self.on_record = {"rows": 0}                     # the record on the disk
         self.is_cut = False                              # to the bytes that the record counts?
 
     def __enter__(self):
@@ -111,13 +111,13 @@ class PartFile:
                 signal.signal(number, handler)
             if OPEN_FILES_STAY:
                 self.file.close()
-            if not done and self.is_cut and not self.rows_on_record:
+            if not done and self.is_cut and not self.on_record["rows"]:
                 self.record.unlink(missing_ok=True)
             if not done and not (self.record.exists() and self.holds()):
                 self.part.unlink(missing_ok=True)
             self.file.close()
-        if kind is KeyboardInterrupt and self.rows_on_record:
-            raise Stopped(f"stopped; {self.rows_on_record:,} rows are in {self.part}, the same "
+        if kind is KeyboardInterrupt and self.on_record["rows"]:
+            raise Stopped(f"stopped; {self.on_record['rows']:,} rows are in {self.part}, the same "
                           "command goes on from there") from None
 
     def unanswered(self, read):
@@ -141,7 +141,7 @@ class PartFile:
             print(f"{self.part} {why}: starting anew", file=sys.stderr)
             self.hash = hashlib.sha256()
             return read()
-        self.on_record, self.rows, self.rows_on_record = record, record["rows"], record["rows"]
+        self.on_record, self.rows = record, record["rows"]
         self.bytes, self.cut = record["bytes"], record["cut"]
         print(f"going on after {self.rows:,} rows of an earlier run", file=sys.stderr)
         return windows
@@ -187,19 +187,15 @@ class PartFile:
 
     def count_all(self, sha256):
         """Write a record that counts all answers so far."""
-        self.on_record = {
-            "rows": self.rows, "bytes": self.bytes, "cut": self.cut, "sha256": sha256,
-            "written": self.hash.hexdigest(), "made": self.made_from or {}}
-        self.write_record()
-
-    def write_record(self):
-        write_json(self.record, self.on_record)
-        self.rows_on_record = self.on_record["rows"]
+        record = {"rows": self.rows, "bytes": self.bytes, "cut": self.cut, "sha256": sha256,
+                  "written": self.hash.hexdigest(), "made": self.made_from or {}}
+        write_json(self.record, record)
+        self.on_record = record
 
     def cut_to_record(self):
         """Before the first write, cut the part file to the bytes that the record counts."""
         if not self.is_cut:
-            if not self.rows_on_record:
+            if not self.on_record["rows"]:
                 self.count_all(None)                     # an old one counts another run's answers
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
@@ -216,16 +212,16 @@ class PartFile:
             os.replace(self.part, self.out)
             self.record.unlink(missing_ok=True)
         except BaseException as error:
-            if self.rows_on_record:
-                self.write_record()
+            if self.on_record["rows"]:
+                write_json(self.record, self.on_record)
             if isinstance(error, OSError):
                 raise self.write_error(error) from None
             raise
 
     def write_error(self, error):
         remedy = "free some space or choose another place"
-        if self.rows_on_record:
-            remedy = f"free some space, the same command goes on after {self.rows_on_record:,} rows"
+        if rows := self.on_record["rows"]:
+            remedy = f"free some space, the same command goes on after {rows:,} rows"
         return InputError(f"{self.out}: could not be written ({error}); what was saved before is "
                           f"untouched: {remedy}")
 

@@ -9,6 +9,7 @@ again.
 import argparse
 from pathlib import Path
 
+from ..cli.checks import flag
 from ..cli.device import add_device_flag
 from ..cli.parser import Parser, run
 from ..errors import InputError
@@ -51,8 +52,7 @@ def parse(arguments=None):
     p.add_argument("--vocab-size", type=int, default=8000, help="pieces of a new vocabulary [8000]")
     for name, what in SIZES.items():
         sizes = ", ".join(f"{arch} {shape[name]}" for arch, shape in SHAPES.items())
-        p.add_argument(f"--{name.replace('_', '-')}", type=int, default=argparse.SUPPRESS,
-                       help=f"{what} [{sizes}]")
+        p.add_argument(flag(name), type=int, default=argparse.SUPPRESS, help=f"{what} [{sizes}]")
     add_training_flags(p)
     return check(p.parse_args(arguments))
 
@@ -81,8 +81,8 @@ def check(a):
     for name in POSITIVE:
         value, most = getattr(a, name), 1000 if name == "layers" else 2**31
         if value is not None and not 0 < value <= most:
-            raise InputError(f"--{name.replace('_', '-')} {short(value)}: should be more than 0, "
-                             f"and at most {most}")
+            raise InputError(f"{flag(name)} {short(value)}: should be more than 0, and at most "
+                             f"{most}")
     both = bool(a.text and a.pairs)
     faults = (
         (not (a.text or a.pairs), "there is nothing to learn from: give --text, or --pairs"),

@@ -28,20 +28,16 @@ def weighted(specs):
 
 
 def read_items(specs, items_of, what):
-    """-> list of the items of several files, list of their weights. items_of(path): an iterable;
-    what: the items' name, for the error where there are none."""
-    items, weights = [], []
-    for path, weight in weighted(specs):
-        found = list(items_of(path))
-        items += found
-        weights += [weight] * len(found)
+    """-> list of (item, weight) from several files. items_of(path): an iterable; what: the items'
+    name, for the error where there are none."""
+    items = [(item, weight) for path, weight in weighted(specs) for item in items_of(path)]
     if not items:
         raise InputError(f"{', '.join(specs)}: no {what} in them")
-    return items, weights
+    return items
 
 
 def read_sentences(specs, shortest=4, longest=50):
-    """Sentences of `shortest` to `longest` words -> list of sentences, list of weights."""
+    """Sentences of `shortest` to `longest` words -> list of (sentence, weight)."""
     def sentences(path):
         for document in documents(path):
             for sentence in SENTENCE_END.split(" ".join(document.split())):
@@ -51,16 +47,16 @@ def read_sentences(specs, shortest=4, longest=50):
 
 
 def read_documents(specs):
-    """Stripped documents -> list of documents, list of weights. Repetitions in a file are left out:
-    the weight alone says how often a document is seen."""
+    """-> list of (stripped document, weight). Repetitions in a file are left out: the weight alone
+    says how often a document is seen."""
     def texts(path):
         return [text for text in dict.fromkeys(map(str.strip, documents(path))) if text]
     return read_items(specs, texts, "text")
 
 
 def read_pairs(specs):
-    """Lines {"prompt": ..., "answer": ...} -> list of (prompt, answer), list of weights. Of a file
-    with a column `split`, its train rows."""
+    """Lines {"prompt": ..., "answer": ...} -> list of ((prompt, answer), weight). Of a file with a
+    column `split`, its train rows."""
     def pairs(path):
         table = read_table(path)
         for (line, row), split in zip(table.rows, row_splits(table)):
@@ -101,13 +97,12 @@ def is_held_out(text, share=0.01):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") < share * 2**32
 
 
-def hold_out(items, weights):
-    """-> (items to learn from, their weights), (held-out items, their weights). An item is a text
-    or a (prompt, answer)."""
-    learned, held = ([], []), ([], [])
-    for item, weight in zip(items, weights):
+def hold_out(items):
+    """(item, weight) of each -> those to learn from, those held out. An item is a text or a
+    (prompt, answer)."""
+    learned, held = [], []
+    for item, weight in items:
         text = item if isinstance(item, str) else "\n".join(item)
         side = held if is_held_out(text) else learned
-        side[0].append(item)
-        side[1].append(weight)
+        side.append((item, weight))
     return learned, held

@@ -1,10 +1,7 @@
 """Distillation: a small student learns the vectors that a pretrained teacher gives to words and to
 texts (DistilBERT, Sanh et al. 2019; TinyBERT, Jiao et al. 2020).
 
-`Distillation` trains a BERT on the teacher's vectors of words. Mean vectors of whole words are
-compared, so student and teacher may have different vocabularies. `TextVectors` trains any student
-on the vectors of texts, besides a task of its own. A student of the teacher's width starts from the
-teacher's embeddings and some of its layers, with the strongest neurons of their MLPs.
+Mean vectors of whole words are compared, so student and teacher may have different vocabularies.
 """
 import torch
 from torch import nn
@@ -147,9 +144,10 @@ class TextVectors(OnDevice):
 class Mixture(OnDevice):
     """The losses of a task on pairs and on packed rows of text, and the distance of TextVectors, in
     one step: a model that learns to answer goes on learning to speak. A task as in tasks.py, whose
-    batches are those of SideBySide, or one of them alone (held-out ones)."""
+    batches are {"answers": pairs, "text": rows, "vectors": texts}, or one of the first two alone
+    (held-out ones)."""
 
-    def __init__(self, task, vectors=None, vector_weight=1.0):
+    def __init__(self, task, vectors, vector_weight):
         """task: a CausalLM or SpanCorruption; vectors: a TextVectors, or None."""
         self.task, self.vectors, self.vector_weight = task, vectors, vector_weight
         self.student, self.tokenizer, self.begin = task.student, task.tokenizer, task.begin

@@ -15,11 +15,11 @@ from ..errors import InputError
 
 
 class Draws:
-    """Batches of `size` items, each item drawn as often as its weight says."""
+    """Batches of `size` items, each drawn as often as its weight says. items: [(item, weight)]."""
 
-    def __init__(self, items, weights, size, seed):
-        self.items, self.size, self.seed = items, size, seed
-        self.cumulative = list(itertools.accumulate(weights))
+    def __init__(self, items, size, seed):
+        self.items, self.size, self.seed = [item for item, _ in items], size, seed
+        self.cumulative = list(itertools.accumulate(weight for _, weight in items))
 
     def batch(self, step):
         """-> list of `size` items."""
@@ -27,28 +27,16 @@ class Draws:
         return draw.choices(self.items, cum_weights=self.cumulative, k=self.size)
 
 
-class SideBySide:
-    """A batch of several sources in every step."""
-
-    def __init__(self, sources):
-        """sources: {name: Draws or PackedRows}."""
-        self.sources = sources
-
-    def batch(self, step):
-        """-> {name: batch}."""
-        return {name: source.batch(step) for name, source in self.sources.items()}
-
-
 class PackedRows:
     """Batches of `size` rows of `length` tokens.
 
-    documents: lists of ids; begin: the id that each row begins with, or None.
+    documents: (list of ids, weight) of each; begin: the id that each row begins with, or None.
     """
 
-    def __init__(self, documents, weights, size, length, seed, eos_id, begin=None):
-        self.documents = [torch.tensor([*ids, eos_id], dtype=torch.int32) for ids in documents]
-        self.weights, self.size, self.length, self.seed = weights, size, length, seed
-        self.begin = begin
+    def __init__(self, documents, size, length, seed, eos_id, begin=None):
+        self.documents = [(torch.tensor([*ids, eos_id], dtype=torch.int32), weight)
+                          for ids, weight in documents]
+        self.size, self.length, self.seed, self.begin = size, length, seed, begin
         self.number, self.first, self.rows = -1, 0, ()       # the epoch, its first step, its rows
 
     def epoch(self, number):
@@ -56,10 +44,10 @@ class PackedRows:
         drawn at random."""
         draw = random.Random(f"{self.seed}:epoch {number}")
         chosen = []
-        for ids, weight in zip(self.documents, self.weights):
+        for ids, weight in self.documents:
             chosen += [ids] * int(weight + draw.random())
         draw.shuffle(chosen)
-        tokens = torch.cat([self.documents[0][:0], *chosen]).long()
+        tokens = torch.cat([torch.empty(0, dtype=torch.int32), *chosen]).long()
         own = self.length - (self.begin is not None)
         rows = tokens[:len(tokens) // own * own].view(-1, own)               # the rest is left out
         if self.begin is None:
@@ -80,13 +68,12 @@ class PackedRows:
         return self.rows[start:start + self.size]
 
 
-def fitting(pairs, weights, tokenizer, length):
-    """The pairs that have at most `length` tokens with BOS and EOS -> list of (prompt ids, answer
-    ids), list of weights."""
-    kept, kept_weights = [], []
-    for (prompt, answer), weight in zip(pairs, weights):
+def fitting(pairs, tokenizer, length):
+    """The pairs that have at most `length` tokens with BOS and EOS -> list of ((prompt ids, answer
+    ids), weight)."""
+    kept = []
+    for (prompt, answer), weight in pairs:
         ids = tokenizer.ids(prompt), tokenizer.ids(answer)
         if len(ids[0]) + len(ids[1]) + 2 <= length:
-            kept.append(ids)
-            kept_weights.append(weight)
-    return kept, kept_weights
+            kept.append((ids, weight))
+    return kept

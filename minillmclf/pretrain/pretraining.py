@@ -26,7 +26,7 @@ from ..training.optim import build_optimizer, lr_factor, set_lr
 from ..tuning.base import fingerprint
 from .corpus import hold_out, read_documents, read_pairs, read_sentences, weighted
 from .distil import Distillation, Mixture, TextVectors
-from .packing import Draws, PackedRows, SideBySide, fitting
+from .packing import Draws, PackedRows, fitting
 from .run_folder import LOG, PretrainFolder, choose_folder, start_run
 from .sentencepiece_trainer import learn_sentencepiece
 from .shapes import ARCH, CONFIGS
@@ -37,8 +37,7 @@ READERS = {"bert": (read_sentences, "sentences"), "llama": (read_documents, "doc
            "t5": (read_documents, "documents")}
 HELD_OUT = 128                         # packed rows, or pairs, of the held-out loss
 FREE = ("out", "place", "save_every", "threads", "overwrite")   # they do not change the result
-PROGRESS = {"step": (lambda v: isinstance(v, int), "a number of steps"),
-            "log": (lambda v: isinstance(v, list), "a list"),
+PROGRESS = {"log": (lambda v: isinstance(v, list), "a list"),      # and `step`, see Store.load
             "settings": (lambda v: isinstance(v, dict), "an object"),
             "read?": (lambda v: isinstance(v, dict), "an object")}
 
@@ -49,15 +48,15 @@ def pretrain(a):
         torch.set_num_threads(a.threads)
     check_device(a.device)
     read, what = (read_pairs, "pairs") if a.pairs else READERS[ARCH[a.objective]]
-    items, weights = read(a.pairs or a.text)
+    items = read(a.pairs or a.text)
     print(f"{len(items):,} {what} from {len(a.pairs or a.text)} files")
-    tokenizer, student, task = prepare(a, items, weights)
+    tokenizer, student, task = prepare(a, items)
     parameters = sum(p.numel() for p in student.parameters())
     print(f"{len(tokenizer):,} pieces, {parameters:,} parameters in the student")
     for part in task.modules():
         move(part, a.device)
     print("".join(line + "\n" for line in device_lines(student, a.precision)), end="")
-    progress, seconds = train(a, task, items, weights)
+    progress, seconds = train(a, task, items)
     save(a, task, tokenizer, progress["log"])
     PretrainFolder(Path(a.out)).move_into_place()
     print(f"saved in {a.out} after {progress['step']} steps ({seconds / 60:.0f} minutes now); last "
@@ -71,7 +70,7 @@ def files_read(a):
     return [path for path, _ in weighted([*(a.text or ()), *(a.pairs or ())])]
 
 
-def prepare(a, items, weights):
+def prepare(a, items):
     """-> tokenizer, student and task, new or from --start. A run that goes on has its vocabulary
     already. a.place: the folder to train in. InputError where --out holds other things, unless
     --overwrite starts anew."""
@@ -85,7 +84,7 @@ def prepare(a, items, weights):
         tokenizer = load_tokenizer(a.start)                # after config.json: an adapter has none
     else:
         if is_new:
-            vocabulary = learn_vocabulary(a, items, weights)
+            vocabulary = learn_vocabulary(a, items)
         tokenizer = as_read(vocabulary) if is_new else load_tokenizer(a.place)
         student = new_student(a, tokenizer)
     task = build_task(a, student, tokenizer)
@@ -101,11 +100,11 @@ def as_read(vocabulary):
         return load_tokenizer(folder)
 
 
-def learn_vocabulary(a, texts, weights):
+def learn_vocabulary(a, texts):
     """A new tokenizer of the architecture's kind."""
     if ARCH[a.objective] != "bert":
-        return learn_sentencepiece(ARCH[a.objective], texts, weights, a.vocab_size, a.seed)
-    return WordPiece.from_vocab(learn_wordpiece(count_words(zip(texts, weights)), a.vocab_size))
+        return learn_sentencepiece(ARCH[a.objective], texts, a.vocab_size, a.seed)
+    return WordPiece.from_vocab(learn_wordpiece(count_words(texts), a.vocab_size))
 
 
 def new_student(a, tokenizer):
@@ -144,48 +143,50 @@ def build_task(a, student, tokenizer):
 
 # ---------------------------------------------------------------- the batches
 
-def batches(a, task, items, weights):
-    """-> (source, whose batch(step) a step reads; {name of a held-out loss: its batches}).
+def batches(a, task, items):
+    """-> (a function step -> batch; {name of a held-out loss: its batches}).
 
-    items, weights: sentences, documents or pairs. With --text beside --pairs, a step reads both.
+    items: sentences, documents or pairs, with weights. --text beside --pairs: a step reads both.
     """
     if ARCH[a.objective] == "bert":
-        return Draws(items, weights, a.batch_size, a.seed), {}
+        return Draws(items, a.batch_size, a.seed).batch, {}
     if not a.pairs:
-        source, held = packed(a, task, items, weights, a.batch_size)
-        return source, {"held_out": held}
-    source, held, length = drawn_pairs(a, task, items, weights)
+        rows, held = packed(a, task, items, a.batch_size)
+        return rows.batch, {"held_out": held}
+    pairs, held, length = drawn_pairs(a, task, items)
     if not a.text:
-        return source, {"held_out": held}
-    rows = max(round(a.batch_size * length / a.length), 1)           # as many tokens as the pairs
-    text, held_text = packed(a, task, *read_documents(a.text), rows)
-    sources = {"answers": source, "text": text}
+        return pairs.batch, {"held_out": held}
+    size = max(round(a.batch_size * length / a.length), 1)           # as many tokens as the pairs
+    text, held_text = packed(a, task, read_documents(a.text), size)
+    sources = {"answers": pairs, "text": text}
     if a.teacher:
-        sources["vectors"] = Draws(*read_sentences(a.text), a.batch_size, a.seed)
-    return SideBySide(sources), {"held_out": held, "held_out_text": held_text}
+        sources["vectors"] = Draws(read_sentences(a.text), a.batch_size, a.seed)
+
+    def batch(step):
+        return {name: source.batch(step) for name, source in sources.items()}
+    return batch, {"held_out": held, "held_out_text": held_text}
 
 
-def packed(a, task, texts, weights, size):
+def packed(a, task, texts, size):
     """-> PackedRows of `size` rows, held-out batches."""
-    (learned, weights), (held, _) = hold_out(texts, weights)
+    learned, held = hold_out(texts)
     check_learned(a, learned)
 
-    def pack(texts, weights):
-        return PackedRows(map(task.tokenizer.ids, texts), weights, size, a.length, a.seed,
-                          task.tokenizer.eos_id, task.begin)
-    rows = pack(held, [1] * len(held)).epoch(0) if held else []
-    return pack(learned, weights), in_batches(rows, a.batch_size)
+    def pack(texts):
+        documents = ((task.tokenizer.ids(text), weight) for text, weight in texts)
+        return PackedRows(documents, size, a.length, a.seed, task.tokenizer.eos_id, task.begin)
+    rows = pack((text, 1) for text, _ in held).epoch(0)
+    return pack(learned), in_batches(rows, a.batch_size)
 
 
-def drawn_pairs(a, task, pairs, weights):
+def drawn_pairs(a, task, pairs):
     """-> Draws, held-out batches, mean number of tokens of a pair."""
-    (learned, weights), (held, _) = hold_out(pairs, weights)
-    learned, weights = fitting(learned, weights, task.tokenizer, a.length)
-    held, _ = fitting(held, held, task.tokenizer, a.length)
+    learned, held = [fitting(side, task.tokenizer, a.length) for side in hold_out(pairs)]
     print(f"{len(learned) + len(held):,} pairs fit in --length {a.length}")
     check_learned(a, learned)
-    length = sum(len(prompt) + len(answer) for prompt, answer in learned) / len(learned)
-    return Draws(learned, weights, a.batch_size, a.seed), in_batches(held, a.batch_size), length
+    length = sum(len(prompt) + len(answer) for (prompt, answer), _ in learned) / len(learned)
+    held = in_batches([pair for pair, _ in held], a.batch_size)
+    return Draws(learned, a.batch_size, a.seed), held, length
 
 
 def check_learned(a, learned):
@@ -220,8 +221,7 @@ def made_from(a, task):
         read[f"text in {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     for flag in ("start", "teacher"):
         if name := getattr(a, flag):
-            what = f"weights, config or tokenizer in --{flag} {name}"
-            read[what] = fingerprint(find_model(name))
+            read[f"weights, config or tokenizer in --{flag} {name}"] = fingerprint(find_model(name))
     return {"settings": json.loads(json.dumps(flags, default=str)), "read": read}
 
 
@@ -242,7 +242,7 @@ def resume(a, task, store, model, optimizer):
     return progress
 
 
-def train(a, task, items, weights):
+def train(a, task, items):
     """The loop: draw a batch, make a step, now and then save the state. -> progress, seconds."""
     model = torch.nn.ModuleDict({"student": task.student})
     if task.head is not None:
@@ -250,13 +250,13 @@ def train(a, task, items, weights):
     optimizer = build_optimizer(model, a.lr, 0.01, by_size if ARCH[a.objective] == "t5" else None)
     store = Store(a.place)
     progress = resume(a, task, store, model, optimizer)
-    source, held = batches(a, task, items, weights)
+    read_batch, held = batches(a, task, items)
     held = {name: some for name, some in held.items() if some}
     started, tokens, shown = time.monotonic(), 0, {}
     model.eval()                                         # no dropout: a small student underfits
     with Progress(mininterval=5) as show, StopSignal() as stop:
         for step in range(progress["step"], a.steps):
-            batch = source.batch(step)
+            batch = read_batch(step)
             seed_step(a.seed, step)
             set_lr(optimizer, lr_factor(step, a.steps, a.steps // 20, "linear"))
             with autocast(a, task.device):

@@ -30,19 +30,19 @@ KINDS = {                         # arch -> options, name of the model file, tok
                                 "additional_special_tokens": SENTINELS})}
 
 
-def sample(documents, weights, seed, characters=CHARACTERS):
-    """Yield lines of the documents, about `characters` of them in all. A document of weight 3 comes
-    three times as often as one of weight 1."""
+def sample(documents, seed, characters=CHARACTERS):
+    """Yield lines of the documents, [(text, weight)], about `characters` of them in all. A document
+    of weight 3 comes three times as often as one of weight 1."""
     draw = random.Random(f"{seed}:vocabulary")
-    total = sum(len(text) * weight for text, weight in zip(documents, weights))
+    total = sum(len(text) * weight for text, weight in documents)
     share = min(1.0, characters / max(total, 1))
-    for text, weight in zip(documents, weights):
+    for text, weight in documents:
         for _ in range(int(weight * share + draw.random())):
             yield from text.splitlines()
 
 
-def learn_sentencepiece(arch, documents, weights, size, seed=0):
-    """A Tokenizer of `size` pieces (t5: and the sentinels) from weighted documents; arch: of KINDS.
+def learn_sentencepiece(arch, documents, size, seed=0):
+    """A Tokenizer of `size` pieces (t5: and the sentinels) from [(text, weight)]; arch: of KINDS.
 
     The rarest characters, which are 1 in 10,000 of the text together, get no piece: they would fill
     the vocabulary. InputError where `size` is too small for the other characters.
@@ -51,7 +51,7 @@ def learn_sentencepiece(arch, documents, weights, size, seed=0):
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sample(documents, weights, seed), model_writer=model, vocab_size=size,
+            sentence_iterator=sample(documents, seed), model_writer=model, vocab_size=size,
             hard_vocab_limit=False, character_coverage=0.9999, split_digits=True,
             max_sentence_length=10**6, num_threads=1, minloglevel=2, **options)
     except (RuntimeError, OSError, ValueError) as error:

@@ -15,7 +15,7 @@ LIST_AS_TEXT = re.compile(r"""[\[({]\s*['"].*['"],?\s*[])}]|\[[-+\d.,\s]*]|\[[^]
 
 
 def check_text(value, where: str) -> str:
-    """Check a cell that must hold text. An InputError begins with `where`."""
+    """Check a cell that must hold text."""
     if not isinstance(value, str):
         raise InputError(f"{where} must hold text, found {as_json(value)}: write a string")
     if UNWRITABLE.search(value):                    # JSON can hold both: "\u0000" and "\ud83d"
@@ -29,8 +29,7 @@ def as_json(value) -> str:
 
 
 def label_name(value, where: str) -> str:
-    """The name of a class: text without outer spaces; 1 and 1.0 -> "1", true -> "true". An
-    InputError begins with `where`."""
+    """The name of a class: text without outer spaces; 1 and 1.0 -> "1", true -> "true"."""
     if isinstance(value, int) or isinstance(value, float) and math.isfinite(value):
         whole = isinstance(value, float) and value.is_integer()
         return json.dumps(int(value) if whole else value)
@@ -48,8 +47,7 @@ def label_name(value, where: str) -> str:
 def label_set(value, where: str) -> str:
     """Any number of labels as one text: names in natural order, joined by bars; "" for none.
 
-    "b | a" -> "a|b"; from JSONL also ["b", "a"] -> "a|b" and [] -> "". An InputError begins with
-    `where`.
+    "b | a" -> "a|b"; from JSONL also ["b", "a"] -> "a|b" and [] -> "".
     """
     if value is None:
         raise InputError(f'{where} must hold labels, found null: write "a|b" or ["a", "b"], and "" '

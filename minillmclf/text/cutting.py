@@ -1,15 +1,23 @@
 """Long texts: which of their tokens are kept, and where windows over them lie.
 
-`cut_longest` (prompt.py) decides how many tokens each text of a row keeps; `truncate` decides
-which. BERT's authors kept the head; Sun et al. 2019 (arXiv:1905.05583) found head and tail together
-better on film reviews. All token ids are without special tokens, and no token marks a gap.
+`cut_longest` decides how many tokens each text of a row keeps; `truncate` decides which. BERT's
+authors kept the head; Sun et al. 2019 (arXiv:1905.05583) found head and tail together better on
+film reviews. All token ids are without special tokens, and no token marks a gap.
 Not here: what a model does with the windows (classify/windows.py).
 """
 from ..errors import InputError
 from ..files import short
-from .prompt import cut_longest
 
 TRUNCATION_SIDES = ("head", "tail", "head+tail", "middle")
+
+
+def text_ids(tokenizer, texts):
+    """The texts of a row -> the ids of each. InputError for a row without a token."""
+    parts = [tokenizer.ids(text) for text in texts]
+    if not any(parts):
+        raise InputError(f"the text {short(texts[0])} holds no token, only characters that the "
+                         "tokenizer drops: remove it")
+    return parts
 
 
 def check_side(keep):
@@ -31,6 +39,21 @@ def truncate(ids, count, keep):
         return ids[extra // 2:len(ids) - (extra - extra // 2)]
     head = {"head": count, "tail": 0, "head+tail": (count + 1) // 2}[keep]
     return ids[:head] + ids[head + extra:]
+
+
+def cut_longest(parts, budget):
+    """Cut lists of ids at their ends, the longest first, to at most `budget` tokens together.
+
+    -> (parts, how many tokens were cut). Only the longest part is cut, so none vanishes; of equal
+    parts the one that was shorter first, as in the `tokenizers` library ("longest_first").
+    """
+    lengths, left = [len(part) for part in parts], max(0, budget)
+    cut = max(0, sum(lengths) - budget)
+    shortest_first = sorted(range(len(parts)), key=lengths.__getitem__)
+    for done, i in enumerate(shortest_first):
+        lengths[i] = min(lengths[i], left // (len(parts) - done))        # equal share of the rest
+        left -= lengths[i]
+    return [part[:length] for part, length in zip(parts, lengths)], cut
 
 
 def truncate_all(parts, budget, keep="head"):

@@ -53,12 +53,6 @@ def read_text_chunks(path, size, text_columns=None, **how):
         yield table, text_columns, [example.texts for example in examples]
 
 
-def default_text_columns(table: Table) -> tuple[str, ...]:
-    """The text columns where none are named."""
-    found = (names for names in DEFAULT_COLUMNS if set(names) & set(table.columns))
-    return next(found, DEFAULT_COLUMNS[0])
-
-
 def default_label_column(table: Table) -> str:
     """The label column where none is named: label, else winner. A file with both gets a note."""
     if {"label", "winner"} <= {*table.columns}:
@@ -95,10 +89,12 @@ def print_note(line):
 
 
 def choose_columns(table: Table, text_columns, label_column: str, need_labels: bool):
-    """The text columns to read -> tuple. InputError if these or the label columns are wrong."""
-    columns = split_names(default_text_columns(table) if text_columns is None else text_columns,
-                          table.columns)
+    """-> the text columns to read, the label columns. InputError if they are wrong."""
     labels, known = split_names(label_column, table.columns), set(table.columns)
+    if text_columns is None:
+        found = (names for names in DEFAULT_COLUMNS if known.intersection(names))
+        text_columns = next(found, DEFAULT_COLUMNS[0])
+    columns = split_names(text_columns, table.columns)
     if not columns or len(set(columns)) < len(columns) or set(columns) & set(labels):
         raise InputError(f"--text-column {short(','.join(columns))}: name columns, each once, "
                          f"other than {short(label_column)}")
@@ -113,7 +109,7 @@ def choose_columns(table: Table, text_columns, label_column: str, need_labels: b
                              f"{column_hint(table, wanted, option)}")
     if table.separator != SEPARATORS.get(table.path.suffix.lower()):
         print_note(f"{table.path}: {table.separator!r} stands between its fields, and is read so")
-    return columns
+    return columns, labels
 
 
 def column_hint(table: Table, wanted: dict, option: str) -> str:
@@ -139,8 +135,7 @@ def column_hint(table: Table, wanted: dict, option: str) -> str:
 
 def make_examples(table: Table, text_columns, label_column, need_labels=True, multi_label=False):
     """As read_examples, of a Table -> the text columns, a list of Examples."""
-    columns = choose_columns(table, text_columns, label_column, need_labels)
-    names = split_names(label_column, table.columns)
+    columns, names = choose_columns(table, text_columns, label_column, need_labels)
     if len(names) == 1 and "," in names[0] and multi_label:
         raise InputError(f"{table.path}: --label-column {short(label_column)}: is one column, and "
                          "commas stand between several: rename it without a comma")

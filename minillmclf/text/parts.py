@@ -9,20 +9,10 @@ budget is exact and no marker is ever cut.
 Not here: pairs (Tokenizer.add_special_tokens), templates (prompt.py), cutting (cutting.py).
 """
 from ..errors import InputError
-from ..files import short
-from .cutting import truncate_all
+from .cutting import text_ids, truncate_all
 
 ONE_ANSWER = ("Prompt:\n", "\n\nAnswer:\n")
 TWO_ANSWERS = ("Prompt:\n", "\n\nAnswer A:\n", "\n\nAnswer B:\n")
-
-
-def ids_of_texts(tokenizer, texts):
-    """The texts of a row -> the ids of each. InputError for a row without a token."""
-    parts = [tokenizer.ids(text) for text in texts]
-    if not any(parts):
-        raise InputError(f"the text {short(texts[0])} holds no token, only characters that the "
-                         "tokenizer drops: remove it")
-    return parts
 
 
 def join_parts(tokenizer, texts, markers, max_length, keep="head"):
@@ -32,7 +22,7 @@ def join_parts(tokenizer, texts, markers, max_length, keep="head"):
     included, and at least one of each text that has tokens; else InputError.
     """
     marks = [tokenizer.ids(marker) for marker in markers]
-    parts = ids_of_texts(tokenizer, texts)
+    parts = text_ids(tokenizer, texts)
     fixed = tokenizer.num_special_tokens(False) + sum(map(len, marks))
     needed = fixed + sum(len(part) > 0 for part in parts)
     if needed > max_length:

@@ -14,28 +14,13 @@ itself. So a chat format is a template too: "<|user|>\\n{text}\\n<|assistant|>\\
 The space before a label belongs to the label: " positive" is one common token of a byte-level or
 SentencePiece tokenizer, while a prompt that ends in a space ends in a token that is rare there.
 
-Here too: `cut_longest`, a budget of tokens for several texts. Not here: which examples are shown,
-default wordings, and what a model does with a prompt (classify/label_text/).
+Not here: which examples are shown, default wordings, and what a model does with a prompt
+(classify/label_text/).
 """
 import re
 
 from ..errors import InputError
 from ..files import short
-
-
-def cut_longest(parts, budget):
-    """Cut lists of ids at their ends, the longest first, to at most `budget` tokens together.
-
-    -> (parts, how many tokens were cut). Only the longest part is cut, so none vanishes; of equal
-    parts the one that was shorter first, as in the `tokenizers` library ("longest_first").
-    """
-    lengths, left = [len(part) for part in parts], max(0, budget)
-    cut = max(0, sum(lengths) - budget)
-    shortest_first = sorted(range(len(parts)), key=lengths.__getitem__)
-    for done, i in enumerate(shortest_first):
-        lengths[i] = min(lengths[i], left // (len(parts) - done))        # equal share of the rest
-        left -= lengths[i]
-    return [part[:length] for part, length in zip(parts, lengths)], cut
 
 
 class Template:

@@ -27,7 +27,7 @@ def vocabulary(texts, size):
     """The bytes of an spm.model: Unigram pieces, as DeBERTa-v3 has them."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sample(texts, [1] * len(texts), 0), model_writer=model, vocab_size=size,
+        sentence_iterator=sample(texts, 0), model_writer=model, vocab_size=size,
         model_type="unigram", hard_vocab_limit=False, split_digits=True, num_threads=1,
         minloglevel=2, **SPECIAL)
     return model.getvalue()
@@ -43,7 +43,7 @@ def main(arguments=None):
         p.add_argument("--" + flag, type=int, default=default)
     a = p.parse_args(arguments)
     a.out.mkdir(parents=True)
-    spm = vocabulary(read_documents(a.text)[0], a.vocab_size)
+    spm = vocabulary([(text, 1) for text, _ in read_documents(a.text)], a.vocab_size)
     size = sentencepiece.SentencePieceProcessor(model_proto=spm).get_piece_size() + 1   # [MASK] too
     config = dict(
         model_type="deberta-v2", vocab_size=size, hidden_size=a.width, num_hidden_layers=a.layers,

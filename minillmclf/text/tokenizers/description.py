@@ -29,7 +29,7 @@ class Description(NamedTuple):
 
 
 def describe(document, config, source):
-    """The Description from the contents of tokenizer.json and tokenizer_config.json, two dicts.
+    """-> Description. document, config: the contents of tokenizer.json and tokenizer_config.json.
 
     A document without a post_processor gets that of its family. InputError if the two are
     malformed, not supported, or contradict each other.
@@ -44,7 +44,8 @@ def describe(document, config, source):
     if len(ids) < len(vocab) or not vocab:
         raise InputError(f"{source}: {len(vocab)} pieces with {len(ids)} different ids; each piece "
                          "needs one of its own, from 0 up: fetch the file again")
-    family, roles = find_family(vocab, config), find_roles(vocab, config, source)
+    family = find_family(vocab, config)
+    roles = find_roles(family, vocab, config, source)
     document["added_tokens"] = mark_special_tokens(added, roles, vocab, config, source)
     layouts = find_layouts(document, family, roles, vocab, config, source)
     settings = document_settings(document)

@@ -1,7 +1,5 @@
 """The special tokens of each model family: their usual names, and their layout around a text.
 
-    T5: a </s>     LLaMA: <s> a     BERT: [CLS] a [SEP] b [SEP]     RoBERTa: <s> a </s></s> b </s>
-
 These are defaults: tokenizer.json and tokenizer_config.json override them. Here: one row per
 family; layouts, read from and written to the `post_processor` of a tokenizer.json. Not here:
 reading files (files.py). Source: the tokenizers that the models were published with.
@@ -74,10 +72,9 @@ def token_text(token):
     return token["content"] if isinstance(token, dict) else token
 
 
-def find_roles(vocab, config, source):
+def find_roles(family, vocab, config, source):
     """{"cls": "[CLS]", ...}: the config's token, else the family's if it is in the vocabulary."""
-    usual = find_family(vocab, config).tokens
-    roles = {role: token for role, token in usual.items() if token in vocab}
+    roles = {role: token for role, token in family.tokens.items() if token in vocab}
     for role in ROLES:
         if f"{role}_token" in config:
             roles[role] = token_text(config[f"{role}_token"])

@@ -1,10 +1,5 @@
-"""The files that a tokenizer comes in, all read into one `Description`.
-
-    tokenizer.json                              the description itself
-    vocab.txt                                   BERT
-    vocab.json, merges.txt                      GPT-2, RoBERTa, Qwen
-    spiece.model, spm.model, tokenizer.model    T5; DeBERTa-v3; LLaMA, Mistral, Gemma
-    sentencepiece.bpe.model                     XLM-RoBERTa
+"""The files that a tokenizer comes in, all read into one `Description`: READERS has their names,
+and `load_tokenizer` says which family has which.
 
 Special tokens stand in tokenizer_config.json, or in the older special_tokens_map.json and
 added_tokens.json. Not here: what is made of their contents (description.py), what a file may hold
@@ -73,20 +68,20 @@ def read_vocab_txt(path, config):
     vocab = {piece: i for i, piece in enumerate(read_lines(path))}
     cased = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
     set_class("BertTokenizer", "vocab.txt", config, path)
-    return wordpiece_document(vocab, config.get("do_lower_case", not cased),
-                              config.get("strip_accents"),
-                              config.get("tokenize_chinese_chars", True),
-                              token_text(config.get("unk_token", "[UNK]")))
+    return wordpiece_document(vocab, {"do_lower_case": not cased} | config)
 
 
-def wordpiece_document(vocab, lower, strip_accents=None, chinese=True, unk="[UNK]"):
+def wordpiece_document(vocab, config):
     return {"normalizer": {"type": "BertNormalizer", "clean_text": True,
-                           "handle_chinese_chars": chinese, "strip_accents": strip_accents,
-                           "lowercase": lower},
+                           "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
+                           "strip_accents": config.get("strip_accents"),
+                           "lowercase": config["do_lower_case"]},
             "pre_tokenizer": {"type": "BertPreTokenizer"},
             "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-            "model": {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##",
-                      "max_input_chars_per_word": 100, "vocab": vocab}}
+            "model": {"type": "WordPiece",
+                      "unk_token": token_text(config.get("unk_token", "[UNK]")),
+                      "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+                      "vocab": vocab}}
 
 
 def read_vocab_json(path, config):

@@ -55,7 +55,7 @@ def read_model(path):
     return pieces, settings
 
 
-def read_sections(path, prefix=None, lower=False, later_prefix=True):
+def read_sections(path, prefix, lower, later_prefix):
     """(sections of a tokenizer.json, the special pieces of the file as added tokens).
 
     prefix: put a space before a text; None: as the file says. lower: lower-case the text first.

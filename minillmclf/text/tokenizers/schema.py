@@ -5,7 +5,7 @@ are those of the `tokenizers` library (tokenizer.json) and transformers (tokeniz
 """
 
 from ...errors import InputError
-from ...files import short
+from ...files import is_number, short
 from . import steps
 
 ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
@@ -44,7 +44,7 @@ ANY = (lambda value: True), "any value"  # for keys that change no id
 ID = is_id, "a whole number from 0 up"
 INDEX = or_null(((lambda value: type(value) is int), "a whole number"))
 SCORE = (lambda value: is_list(value, lambda _: True, 2) and is_text(value[0])
-         and type(value[1]) in (int, float) and abs(value[1]) < 1e38), "[piece, score]"
+         and is_number(value[1]) and abs(value[1]) < 1e38), "[piece, score]"
 MERGE = (lambda value: is_text(value) and value.count(" ") == 1
          or is_list(value, is_text, 2)), '"a b" or ["a", "b"]'
 PAIR = (lambda value: is_list(value, lambda _: True, 2) and is_text(value[0])
@@ -55,7 +55,7 @@ PATTERN = (lambda value: isinstance(value, dict) and list(value) in (["String"],
 TOKEN = or_null((is_token, "a text, or an object with a content"))
 TOKENS = or_null((lambda value: is_list(value, is_token) or isinstance(value, dict)
                   and all(map(is_token, value.values())), "a list of tokens"))
-LENGTH = or_null((lambda value: type(value) in (int, float) and value >= 1, "a number from 1 up"))
+LENGTH = or_null((lambda value: is_number(value) and value >= 1, "a number from 1 up"))
 COUNT = (lambda value: is_id(value) and value <= 10000), "a number from 0 to 10000"
 NAMES = or_null((lambda value: is_list(value, is_text), "a list of names"))
 

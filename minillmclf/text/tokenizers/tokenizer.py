@@ -226,8 +226,8 @@ class WordPiece(Tokenizer):
         if len(vocab) < len(pieces):
             raise InputError(f"from_vocab: {len(pieces) - len(vocab)} of {len(pieces)} pieces "
                              "repeat an earlier one")
-        return cls(describe(wordpiece_document(vocab, lower),
-                            {"tokenizer_class": "BertTokenizer"}, "from_vocab"))
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower}
+        return cls(describe(wordpiece_document(vocab, config), config, "from_vocab"))
 
 
 class AddedTokens:

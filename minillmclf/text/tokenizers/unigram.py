@@ -47,8 +47,7 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
             kind = BYTE
         fields = {1: piece.encode(), 2: float(score), 3: kind}
         model.append(encode_field(1, encode_fields(fields)))
-    unknown = pieces[unk_id][0].encode()
-    fields = {35: byte_fallback, 40: unk_id, 45: unknown}
+    fields = {35: byte_fallback, 40: unk_id, 45: pieces[unk_id][0].encode()}
     model.append(encode_field(2, encode_fields(fields)))
     # no add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: steps.py does these
     model.append(encode_field(3, encode_fields({3: 0, 4: 0, 5: 0})))
