@@ -73,7 +73,8 @@ def parse(arguments=None):
 
 def main(arguments=None):
     a = parse(arguments)
-    given = [name for name in (*PROMPT_SETTINGS, *PROMPT_FLAGS) if getattr(a, name, None)]
+    given = [name for name in PROMPT_SETTINGS if getattr(a, name, None) is not None]
+    given += [name for name in PROMPT_FLAGS if getattr(a, name)]
     if given and a.method is None:
         raise InputError(f"{flag(given[0])} goes with --method prompt")
     if a.out:

@@ -68,11 +68,11 @@ def parse_json(text, where):
 
 def read_json(path, kind=dict):
     """A JSON object from a file, or InputError. kind: list, for a JSON array."""
-    path = Path(path)
+    path, expected = Path(path), "a JSON object" if kind is dict else "a JSON array"
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{short(path, 300)}: is no ordinary file: name one that holds a JSON "
-                             "object")
+            raise InputError(f"{short(path, 300)}: is no ordinary file: name one that holds "
+                             f"{expected}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{short(path, 300)}: is not there") from None
@@ -82,8 +82,7 @@ def read_json(path, kind=dict):
         raise InputError(f"{short(path, 300)}: cannot be read ({error_text(error)})") from None
     value = parse_json(text, path)
     if not isinstance(value, kind):
-        raise InputError(f"{path}: should hold a JSON {'object' if kind is dict else 'array'}, "
-                         f"holds a {type(value).__name__}")
+        raise InputError(f"{path}: should hold {expected}, holds a {type(value).__name__}")
     return value
 
 

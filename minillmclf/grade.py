@@ -45,8 +45,12 @@ def parse(arguments=None):
         raise InputError("--seed: needs --reference, a clone that can compute the answers")
     if a.hint is not None and len(a.exercise) != 1:
         raise InputError("--hint: name one exercise: python -m minillmclf.grade 2.1 --hint 1")
-    for file in filter(None, (a.json, a.junit)):
-        check_out_file(file, a.overwrite)
+    for option, file in (("--json", a.json), ("--junit", a.junit)):
+        try:
+            if file:
+                check_out_file(file, a.overwrite)
+        except InputError as error:
+            raise InputError(str(error).replace("--out", option)) from None
     return a
 
 

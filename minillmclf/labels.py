@@ -51,7 +51,7 @@ def choose_labels(a):
 
 
 def build_report(a, labels, fields):
-    """The label doctor's Report on the readout that training would build."""
+    """The label doctor's LabelReport on the readout that training would build."""
     from .classify.build import check_labels               # torch takes seconds, --help should not
     from .classify.label_text.doctor import examine_labels
     from .classify.label_text.options import label_readout, read_label_options

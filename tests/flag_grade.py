@@ -59,7 +59,7 @@ def graded(w):
     path = w.folder / "grades.xml"
     assert points(w, "2.4", junit=path) == {"2.4": 2}
     assert [each.get("name")[:3] for each in ElementTree.parse(path).getroot()] == ["2.4"]
-    refused("grade", "2.4", junit=path, says="is there already")
+    refused("grade", "2.4", junit=path, says=f"--junit {path}: is there already")
     assert points(w, "2.4", junit=path) == {"2.4": 2}
     refused("grade", "9.9", says="no such lesson or exercise")
 

@@ -1053,7 +1053,8 @@ def test_predict_refuses(place, refused, tmp_path, monkeypatch):
     refused(["empty"], tmp_path, predict, "--model", model, *anew, " ")
     refused(["--pair", "one text, got 2"], tmp_path, predict, "--model", model, "--pair", "x", "a",
             "b")
-    refused(["--pair"], tmp_path, predict, "--model", model, "--pair", "x", "--data", data)
+    refused(["give texts or --data, not both"], tmp_path, predict, "--model", model, "--pair", "x",
+            "--data", data)
     refused(["--data", "not both"], tmp_path, predict, "--model", model, "--data", data, "rose")
     refused(["--text-column", "--data"], tmp_path, predict, "--model", model,
             "--text-column", "title", "rose")

@@ -321,8 +321,10 @@ def test_generation_leaves_the_model_as_it_was():
     (dict(temperature=1.0, top_p=1.5), "top_p 1.5"),
     (dict(max_new_tokens=55), "11 tokens and 55 new ones are more than the 64 positions")])
 def test_senseless_wishes_are_named(options, fault):
+    model = build("gpt2").train()
     with pytest.raises(InputError, match=fault):
-        generate(build("gpt2"), *batch_of(PROMPTS), **{"max_new_tokens": 5} | options)
+        generate(model, *batch_of(PROMPTS), **{"max_new_tokens": 5} | options)
+    assert model.training
     assert len(generate(build("gpt2"), *batch_of(PROMPTS), 54, eos_ids=())[3]) == 54, (
         "the last of 64 positions is the last read")
 

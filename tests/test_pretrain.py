@@ -260,9 +260,13 @@ def test_a_folder_that_holds_a_model_is_not_overwritten(teacher, text):
     assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
 
 
-def test_head_only_needs_a_body(text):
-    with pytest.raises(InputError, match="--head-only needs"):
-        pretrain.parse([*settings("x", text, objective="mlm"), "--head-only"])
+@pytest.mark.parametrize("objective, more, message", [
+    ("mlm", ["--head-only"], "--head-only needs"), ("distill", [], "needs --teacher"),
+    ("clm", ["--length", "1"], "--length 1: should be 2"),
+    ("spans", ["--length", "1"], "--length 1: should be 2")])
+def test_flags_that_make_no_sense_are_refused_at_once(text, objective, more, message):
+    with pytest.raises(InputError, match=message):
+        pretrain.parse([*settings("x", text, objective=objective), *more])
 
 
 def test_mistakes_are_named(teacher, distilled, text, tmp_path):
@@ -274,7 +278,6 @@ def test_mistakes_are_named(teacher, distilled, text, tmp_path):
     adapter.mkdir()
     (adapter / "tuned.json").write_text("{}")
     for changes, message in (
-            (dict(), "needs --teacher"),
             (dict(teacher=teacher, width=48), "--width 48: the teacher's hidden states have 32"),
             (dict(teacher=teacher, layers=5), "--layers 5: the teacher has only 4"),
             (dict(teacher=teacher, mlp_width=49), "--mlp-width 49: the teacher has only 48"),
@@ -341,7 +344,7 @@ def student_of(teacher_folder, pieces, **sizes):
     tokenizer."""
     teacher, teacher_tokenizer = load_backbone(teacher_folder), load_tokenizer(teacher_folder)
     tokenizer = WordPiece.from_vocab(pieces)
-    a = pretrain.parse(settings("unused", "unused", **sizes))
+    a = pretrain.parse(settings("unused", "unused", teacher=teacher_folder, **sizes))
     student = pretraining.new_student(a, tokenizer).eval()
     start_from_teacher(student, teacher, tokenizer, teacher_tokenizer)
     return student, tokenizer, teacher, teacher_tokenizer

@@ -681,6 +681,7 @@ MISTAKES = {
                                    ["--instruction goes with --method prompt"]),
     "variance without method": ([*PLAIN, "--variance"], ["--variance goes with --method prompt"]),
     "beams without method": ([*PLAIN, "--beams", "1"], ["--beams goes with --method prompt"]),
+    "seed without method": ([*PLAIN, "--seed", "0"], ["--seed goes with --method prompt"]),
     "rows without method": ([*PLAIN, "--rows", "3"], ["--rows goes with --method prompt"]),
     "neighbours without method": ([*PLAIN, "--neighbours", "x"],
                                   ["--neighbours goes with --method prompt"]),

@@ -3,15 +3,15 @@ from pathlib import Path
 
 from ..cli.settings import Settings, with_current_names
 from ..errors import InputError
-from ..files import check_fields, read_json, short
+from ..files import check_fields, is_names, is_number, read_json, short
 from ..text.examples import split_names
-from ..tuning.saved import is_names
 
 
 SETTINGS_FIELDS = {                 # of settings.json, as files.check_fields takes them
     "models?": (lambda v: v is None or is_names(v), "a list of names"),
     "source?": (lambda v: isinstance(v, dict) and isinstance(v.get("label_column"), str) and all(
         is_names(v.get(key)) for key in ("sha256", "text_columns")), "as compare writes it"),
+    "lr?": (lambda v: v in (None, "auto") or is_number(v), "as train takes it"),
     **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or
                     kind is float and type(v) is int, "as train takes it")
        for name, default in vars(Settings()).items() if name != "lr"}}

@@ -150,10 +150,17 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens {max_new_tokens}: should be 1 or more")
-    sampling = Sampling(**sampling)
-    was_training = model.training
-    model.eval()
     stops = set(eos_ids_in(model.source_config) if eos_ids is None else eos_ids)
+    sampling, was_training = Sampling(**sampling), model.training
+    model.eval()
+    try:
+        return continue_rows(model, ids, mask, max_new_tokens, stops, cached, sampling)
+    finally:
+        model.train(was_training)
+
+
+def continue_rows(model, ids, mask, max_new_tokens, stops, cached, sampling):
+    """What `generate` returns. stops: set of ids that end a row; sampling: a `Sampling`."""
     written = [[] for _ in ids]
     generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(ids))]
     live, cache = list(range(len(ids))), new_cache(model, len(ids))   # live: unfinished rows
@@ -177,7 +184,6 @@ def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **samp
         step_ids = new.unsqueeze(1)                                                        # (B, 1)
         step_mask = torch.ones_like(step_ids)
         ids, mask = torch.cat([ids, step_ids], 1), torch.cat([mask, step_mask.to(mask.dtype)], 1)
-    model.train(was_training)
     return written
 
 

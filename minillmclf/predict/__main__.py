@@ -86,10 +86,10 @@ def given_texts(a):
             raise InputError("a text on the command line is not UTF-8: convert it with iconv")
     if a.text_column and not a.data:
         raise InputError("--text-column goes with --data")
-    if a.pair is not None and (len(a.text) != 1 or a.data):
-        raise InputError(f"--pair goes with exactly one text, got {len(a.text)}")
-    if a.text and a.data:
+    if a.data and (a.text or a.pair is not None):
         raise InputError("give texts or --data, not both")
+    if a.pair is not None and len(a.text) != 1:
+        raise InputError(f"--pair goes with exactly one text, got {len(a.text)}")
     if a.pair is not None:
         return [((a.text[0], a.pair), {}, None)]
     return [((text,), {}, None) for text in a.text] or None

@@ -86,6 +86,10 @@ def check(a):
     both = bool(a.text and a.pairs)
     faults = (
         (not (a.text or a.pairs), "there is nothing to learn from: give --text, or --pairs"),
+        (a.objective == "distill" and not a.teacher,
+         "--objective distill needs --teacher DIR (checkpoints/README.md says how to bring "
+         "MiniLM)"),
+        (a.length < 2, "--length 1: should be 2 or more, a token and what follows it"),
         (a.objective != "distill" and a.teacher and not both,
          "--teacher gives its vectors of the texts: it needs --text, and --pairs beside it"),
         (a.vector_weight is not None and not (both and a.teacher),

@@ -130,9 +130,6 @@ def frozen_body(path, seed):
 def build_task(a, student, tokenizer):
     """The task to train on: one of tasks.py, alone or with a teacher."""
     if a.objective == "distill":
-        if a.teacher is None:
-            raise InputError("--objective distill needs --teacher DIR (checkpoints/README.md says "
-                             "how to bring MiniLM)")
         return Distillation(student, tokenizer, a.teacher, a.seed, cut_out=a.start is None)
     task = TASKS[a.objective](student, tokenizer, a.start or a.out)
     if not (a.text and a.pairs):

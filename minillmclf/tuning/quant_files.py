@@ -181,8 +181,8 @@ def open_checkpoint(folder):
 
 
 def fill_from(model, checkpoint, table, fresh=(), device=None, **options):
-    """As models.weights.load_parameters, for a checkpoint with or without 4-bit layers -> Report.
-    device: of the 4-bit layers, None for the CPU."""
+    """As models.weights.load_parameters, for a checkpoint with or without 4-bit layers ->
+    LoadReport. device: of the 4-bit layers, None for the CPU."""
     paths = {}
     for layer in getattr(checkpoint, "packed", {}):
         try:
@@ -207,8 +207,8 @@ def fill_from(model, checkpoint, table, fresh=(), device=None, **options):
 
 
 def load_weights(model, checkpoint, table, fresh=(), quantise=None, half=(), device=None):
-    """Fill a classifier from a checkpoint, a tensor at a time -> Report, the paths that were not
-    quantised; [] if none was to be.
+    """Fill a classifier from a checkpoint, a tensor at a time -> LoadReport, the paths that were
+    not quantised; [] if none was to be.
 
     fresh: patterns of paths that need not be in the file; quantise: "nf4" or "fp4" for the linear
     layers of the backbone as they are read; None, or a 4-bit file: nothing is quantised. half:

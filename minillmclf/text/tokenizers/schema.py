@@ -5,7 +5,7 @@ are those of the `tokenizers` library (tokenizer.json) and transformers (tokeniz
 """
 
 from ...errors import InputError
-from ...files import is_number, short
+from ...files import is_number, is_text, short
 from . import steps
 
 ROLES = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
@@ -13,10 +13,6 @@ LIMIT = "minillmclf_limit"     # in tokenizer_config.json: max_length, if model_
 CONFIG_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space",
                 "add_bos_token", "add_eos_token", "legacy", "split_special_tokens",
                 "split_by_punct")
-
-
-def is_text(value):
-    return isinstance(value, str)
 
 
 def is_id(value):

@@ -62,7 +62,7 @@ def other_layout(table, path, tensor):
 # ------------------------------------------------------------------------------------ into a model
 
 def apply_adapter(model, record, tensors, where="adapter"):
-    """Attach to a classifier what the record says and fill in all tensors -> Report. where: its
+    """Attach to a classifier what the record says and fill in all tensors -> LoadReport. where: its
     folder, for messages.
 
     Then the parameters of the adapter are trainable, no others, and `model.tuning` is set, so that
