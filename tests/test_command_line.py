@@ -342,16 +342,6 @@ def test_rates_by_method_and_width(tmp_path, method, width, kind, rate):
     )
 
 
-@pytest.mark.parametrize("method, rate", [("full", 1e-4), ("lora", 1e-3), ("head", 3e-3)])
-def test_a_small_model_of_many_layers_is_given_a_lower_rate(tmp_path, method, rate):
-    config = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    s = read_settings({"model": str(tmp_path), "method": method})
-    assert s.lr == rate and f"({method}, width 384 and 6 layers)" in lr_text(s)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 768}))
-    assert "layers" not in lr_text(read_settings({"model": str(tmp_path), "method": method}))
-
-
 def test_gpt2_and_a_body_within_another_configuration_have_a_width(tmp_path):
     for config in ({"n_embd": 768}, {"model_type": "gemma3", "text_config": {"hidden_size": 640}}):
         (tmp_path / "config.json").write_text(json.dumps(config))

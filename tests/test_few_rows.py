@@ -18,7 +18,7 @@ from minillmclf.choose import __main__ as choose_command
 from minillmclf.classify.sentence_vectors import sentence_settings
 from minillmclf.cli import cross
 from minillmclf.cli.build import own_head_note
-from minillmclf.cli.few_rows import lower_lr, read_run
+from minillmclf.cli.few_rows import read_run
 from minillmclf.cli.settings import read_settings
 from minillmclf.errors import InputError
 from minillmclf.inspect import __main__ as inspect_command
@@ -263,16 +263,6 @@ def test_no_step_is_chosen_where_none_is_wanted(place):
     s, _, line = chosen(place, epochs=0, head_init="probe")
     assert (s.objective, s.epochs, s.min_steps, s.pool) == ("classes", 0, 0, "mean")
     assert s.lr == 3e-4 and "--min-steps" not in line and "--dev none" in line
-
-
-@pytest.mark.parametrize("method, width, layers, usual, lower", [
-    ("full", 384, 3, 3e-4, 1e-4), ("full", 384, 6, 1e-4, 1e-4), ("full", 768, 6, 3e-5, 3e-5),
-    ("lora", 384, 3, 3e-3, 1e-3), ("lora", 384, 6, 1e-3, 1e-3), ("houlsby", 384, 3, 1e-3, 3.33e-4)])
-def test_the_rate_for_few_rows_is_at_most_a_low_one(tmp_path, method, width, layers, usual, lower):
-    config = {"model_type": "bert", "hidden_size": width, "num_hidden_layers": layers}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    s = read_settings({"model": str(tmp_path), "method": method})
-    assert s.lr == usual and lower_lr(s) == lower
 
 
 @pytest.mark.parametrize("given", [{"lr": "auto"}, {"pool": "auto"}, {"learning_rate": "auto"}])

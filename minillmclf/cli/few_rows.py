@@ -1,7 +1,7 @@
 """Few rows of each class ("few-shot"): settings that do better there than those for many rows.
 
 Contrastive training of the body and a probe as the head, at least STEPS steps however few the rows,
-a low learning rate, all tokens pooled, and no dev rows held out of so few. With --method head the
+a lower learning rate, all tokens pooled, and no dev rows held out of so few. With --method head the
 probe alone is the answer. lessons/measurements/few_rows.md compares the ways, with encoders on five
 sets, with a decoder, a T5 and other methods on three. By itself train chooses these settings only
 for data whose splits it makes. What the user gives stays as it is.
@@ -22,7 +22,7 @@ from .settings import FEW, flag, with_current_names
 
 STEPS, MOST_STEPS = 50, 150     # two batches for each batch of rows, but at least and at most so
                                 # many; an epoch of more steps is finished all the same
-HIGHEST_LR = 1e-4               # of method full; the usual rates of other methods fall as its does
+LR_DIVISOR = 3                  # the learning rate is the usual one, divided by this
 
 
 def read_run(s, flags, config=None, table=None):
@@ -131,13 +131,7 @@ def choose(s, data, learned):
         return chosen
     steps = min(MOST_STEPS, max(STEPS, math.ceil(2 * learned / s.batch_size)))
     return chosen | {"objective": "contrastive", "epochs": 1, "min_steps": steps,
-                     "lr": lower_lr(s)}
-
-
-def lower_lr(s):
-    """The learning rate: the usual one, or less, where that of full is above HIGHEST_LR."""
-    (usual, _), (full, _) = default_lr(s), default_lr(replace(s, method="full"))
-    return float(f"{usual * min(1, HIGHEST_LR / full):.3g}")
+                     "lr": float(f"{default_lr(s)[0] / LR_DIVISOR:.3g}")}
 
 
 def is_encoder(model):

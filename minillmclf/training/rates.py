@@ -4,11 +4,9 @@ If each entry of a matrix changes equally, the output of a wider one moves more:
 The sources, for AdamW:
 
   full, last-N      3e-4 up to width 384: the small BERTs of Turc et al. 2019 were tuned with 3e-4
-                    to 3e-5; but 1e-4 with more than 4 layers, as measured on MiniLM, which has 6
-                    (lessons/measurements/methods.md); 5e-5 to 2e-5 at 768 and 1024: Devlin et al.
-                    2018 (BERT), Liu et al. 2019 (RoBERTa), He et al. 2021 (DeBERTa); 2e-5 to 1e-5
-                    above: Touvron et al. 2023 (LLaMA 2). T5 is given 1e-4 or more, as in
-                    transformers' documentation.
+                    to 3e-5; 5e-5 to 2e-5 at 768 and 1024: Devlin et al. 2018 (BERT), Liu et al.
+                    2019 (RoBERTa), He et al. 2021 (DeBERTa); 2e-5 to 1e-5 above: Touvron et al.
+                    2023 (LLaMA 2). T5 is given 1e-4 or more, as in transformers' documentation.
   lora dora qlora   ten times that: 5e-4 on RoBERTa base and 2e-4 to 4e-4 on large in Hu et al.
                     2021, 2e-4 to 1e-4 on LLaMA in Dettmers et al. 2023 (QLoRA)
   head              3e-3 to 1e-3, as the features are fixed; 3e-3 was measured at widths 256 and 384
@@ -24,10 +22,8 @@ from ..errors import InputError
 from ..files import find_model, read_json
 
 WIDTH_KEYS = ("hidden_size", "dim", "d_model", "n_embd")      # in config.json, by family
-DEPTH_KEYS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 WIDTH_RATES = ((384, 3e-4, 3e-3), (512, 1e-4, 2e-3), (768, 3e-5, 1e-3), (1024, 2e-5, 1e-3),
                (float("inf"), 1e-5, 1e-3))             # (up to this width, full, head)
-FEW_LAYERS, DEEP_LR = 4, 1e-4       # of full, at most, with more layers than these
 METHOD_RATES = {"houlsby": 1e-3, "pfeiffer": 1e-3, "bitfit": 1e-3, "prefix": 5e-3, "prompt": 1e-2}
 T5_LOWEST_LR = 1e-4
 
@@ -39,21 +35,13 @@ def default_lr(s):
     except InputError:
         config = {}
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    width, layers = first_number(inner, WIDTH_KEYS), first_number(inner, DEPTH_KEYS)
+    width = next((inner[key] for key in WIDTH_KEYS if type(inner.get(key)) is int), 0)
     full, head = next(rates for most, *rates in WIDTH_RATES if width <= most)
-    why = f"{s.method} at width {width}"
-    if layers > FEW_LAYERS and full > DEEP_LR:
-        full, why = DEEP_LR, f"{why} and {layers} layers"
     if config.get("model_type") == "t5":
         full = max(full, T5_LOWEST_LR)
     updates = dict.fromkeys(("lora", "dora", "qlora"), float(f"{10 * full:.6g}"))
     rates = {**METHOD_RATES, "head": head, **updates}
-    return rates.get(s.method, full), why
-
-
-def first_number(config, keys):
-    """The first whole number under these keys of a config.json; 0 if there is none."""
-    return next((config[key] for key in keys if type(config.get(key)) is int), 0)
+    return rates.get(s.method, full), f"{s.method} at width {width}"
 
 
 def lr_text(s):
