@@ -32,7 +32,7 @@ REMEDIES = (
 
 
 def open_tensors(path):
-    """A memory-mapped safetensors file. InputError for a file that is truncated or no such file,
+    """A memory-mapped safetensors file. InputError if it is cut short or no safetensors file,
     NoMemory where there is no room for it."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
@@ -159,6 +159,19 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
         path.unlink(missing_ok=True)
 
 
+def cut_shards(tensors, itemsize, shard_bytes):
+    """The names in lists, one for each shard of at most `shard_bytes` (or of one tensor)."""
+    shards, shard_size = [[]], 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * itemsize                                                # in bytes
+        if shards[-1] and shard_size + size > shard_bytes:
+            shards.append([])
+            shard_size = 0
+        shards[-1].append(name)
+        shard_size += size
+    return shards
+
+
 def refuse_other_files(folder, names):
     """InputError if a file that a model is known by is there, and is that of something else."""
     for path in (folder / name for name in names):
@@ -174,13 +187,13 @@ def refuse_other_files(folder, names):
 
 @contextmanager
 def replacing_model(folder, names, weights=WEIGHTS, records=()):
-    """with replacing_model(folder, names) as place: ...   A model that is saved in the folder
-    `place` takes the place of the one in `folder` at the end; if saving fails, that stays as it is.
+    """with replacing_model(folder, names) as place: ...   Save a new model in the folder `place`:
+    it replaces the one in `folder` when the block ends. If the block fails, the old one stays.
 
-    names: the files that a model is known by; without them nothing is loaded from `folder` while
-    files are moved there. weights: patterns of further files of the old model. records: the names
-    of files that describe it, which go first. `place` is `folder` itself if there is no old model.
-    InputError for a file of these names that is not a model's.
+    names: the files that a model is known by. They are removed first and moved last, so nobody can
+    load half a model. weights: patterns of the old model's other files. records: names of files
+    that describe the old model; they go before all others. `place` is `folder` itself if there is
+    no old model. InputError for a file of these names that is not a model's.
     """
     folder, place = Path(folder), Path(folder) / NEW_MODEL
     if not any((folder / name).exists() for name in (*names, NEW_MODEL, *records)):
@@ -197,16 +210,3 @@ def replacing_model(folder, names, weights=WEIGHTS, records=()):
     for path in [*(folder / name for name in (*records, *names)), *old]:
         remove_path(path)
     move_files(place, folder, names)
-
-
-def cut_shards(tensors, itemsize, shard_bytes):
-    """The names in lists, one for each shard of at most `shard_bytes` (or of one tensor)."""
-    shards, size = [[]], 0
-    for name, tensor in tensors.items():
-        own = tensor.numel() * itemsize
-        if shards[-1] and size + own > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += own
-    return shards
