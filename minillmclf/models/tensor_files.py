@@ -138,7 +138,7 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
     config = {**config, "dtype": str(dtype).removeprefix("torch.")}
     config.pop("torch_dtype", None)
     shards = cut_shards(tensors, dtype.itemsize, shard_bytes)
-    files = [SINGLE_FILE]
+    files, total_size = [SINGLE_FILE], 0                                                # in bytes
     if len(shards) > 1:
         files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors"
                  for number in range(1, len(shards) + 1)]
@@ -147,9 +147,10 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
         part |= {name: tensor.to(dtype) for name, tensor in part.items()
                  if name not in keep and tensor.is_floating_point()}
         write_tensors(folder / file, part, {"format": "pt"})
+        total_size += sum(tensor.nbytes for tensor in part.values())
     if len(files) > 1:
         total = sum(tensor.numel() for tensor in tensors.values())
-        index = {"metadata": {"total_size": total * dtype.itemsize, "total_parameters": total},
+        index = {"metadata": {"total_size": total_size, "total_parameters": total},
                  "weight_map": {name: file for file, names in zip(files, shards)
                                 for name in names}}
         write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
