@@ -161,7 +161,7 @@ class EncoderStack(nn.Module):
 
 
 class DecoderStack(EncoderStack):
-    """A stack with cross-attention. No later key is seen, so all buckets are for earlier ones."""
+    """A stack with cross-attention, by `run`. No later key is seen: all buckets are for earlier."""
 
     def attention_bias(self, rows):
         distance = rows.distance().clamp(min=0)                                  # differs

@@ -60,7 +60,7 @@ def read_piece(fields, number):
 
 
 def read_sections(path, prefix, lower, later_prefix):
-    """(sections of a tokenizer.json, the special pieces of the file as added tokens).
+    """(sections of a tokenizer.json, its `added_tokens`).
 
     prefix: put a space before a text; None: as the file says. lower: lower-case the text first.
     later_prefix: if `prefix`, also put one before text that follows a special token.
@@ -94,13 +94,16 @@ def read_sections(path, prefix, lower, later_prefix):
                 "pre_tokenizer": cut,
                 "decoder": {"type": "Sequence", "decoders": decoders},
                 "model": model_section(pieces, model_type, fallback)}
+    return sections, added_tokens(pieces, prefix)
+
+
+def added_tokens(pieces, prefix):
+    """The added tokens of a tokenizer.json: the special pieces and those that a user defined."""
     # user-defined pieces are matched in the normalised text, where "▁▁" is two spaces
-    tokens = [{"id": i, "content": piece, "special": kind != USER_DEFINED, "single_word": False,
-               "lstrip": False, "rstrip": False,
-               "normalized": kind == USER_DEFINED and not prefix}
-              for i, (piece, _, kind) in enumerate(pieces)
-              if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
-    return sections, tokens
+    return [{"id": i, "content": piece, "special": kind != USER_DEFINED, "single_word": False,
+             "lstrip": False, "rstrip": False, "normalized": kind == USER_DEFINED and not prefix}
+            for i, (piece, _, kind) in enumerate(pieces)
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
 
 
 def replace_step(kind, pattern, content):
