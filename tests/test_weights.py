@@ -431,6 +431,18 @@ def test_shards_are_read_by_transformers(tmp_path):
     assert first_difference(theirs.state_dict(), expected, 0.0) is None
 
 
+def test_an_index_counts_the_bytes_that_are_written(tmp_path):
+    tensors = {"a": torch.zeros(8), "b": torch.zeros(8), "c": torch.zeros(8, dtype=torch.uint8)}
+    write_checkpoint(tmp_path, {}, tensors, torch.bfloat16, shard_bytes=16, keep=("a",))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 8 * (4 + 2 + 1), "total_parameters": 24}
+
+
+def test_a_standard_deviation_of_0_is_not_the_default():
+    model = initialise_weights(torch.nn.Linear(2, 3), 0, std=0.0)
+    assert not model.weight.any(), "std=0.0 drew numbers"
+
+
 def test_what_an_earlier_save_left_is_not_read_again(tmp_path):
     """A folder's weights are those of the last save, in one file, more shards or fewer."""
     one, two = (initialise_weights(load_backbone(MODELS / "bert_masked_lm"), seed)

@@ -3,7 +3,8 @@
 Reading order: layers.py (padding and attention), bert.py with encoder.py, backbone.py (the
 contract), distilbert.py, gpt2.py, rotary.py, llama.py, gemma.py, t5.py, deberta.py, modernbert.py
 (the families); weights.py, tensor_files.py, config.py (checkpoints in and out); last_token.py (the
-last block only where it is read), cache.py (writing text), tree.py (many continuations at once).
+last block only where it is read), cache.py (writing text), tree.py (many continuations at once);
+half.py and half_attention.py (bf16).
 
 `MODELS` is the only registry: model_type of config.json -> class.
 """
@@ -81,7 +82,7 @@ class NoRandomInit(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in self.RANDOM_INITS:
-            return [*args, *(kwargs or {}).values()][0]                 # the tensor, as it is
+            return args[0] if args else next(iter(kwargs.values()))     # the tensor, as it is
         return function(*args, **(kwargs or {}))
 
 
@@ -94,11 +95,11 @@ def build_backbone(checkpoint, lm_head):
     cls = model_class(checkpoint.config, where)
     config = cls.own_config(checkpoint.config)
     check_sizes(checkpoint, cls, config, where)
-    signs = {file: path for file, path in cls.LM_NAMES.items() if file not in cls.SHARED_NAMES}
-    lm_head = lm_head and any(names_by_path(checkpoint, RenameTable(signs, {}, cls.ALIASES)))
+    rows = {file: path for file, path in cls.LM_NAMES.items() if file not in cls.SHARED_NAMES}
+    in_file = names_by_path(checkpoint, RenameTable(rows, {}, cls.ALIASES))
     try:
         with torch.device("meta"), NoRandomInit():
-            model = cls.from_config(config, lm_head=lm_head, where=where)
+            model = cls.from_config(config, lm_head=lm_head and bool(in_file), where=where)
     except RuntimeError as error:                                       # too many bytes to count
         words = str(error).splitlines()[0]
         raise InputError(f"{where}: its sizes cannot be built ({words:.120})") from None
@@ -108,7 +109,7 @@ def build_backbone(checkpoint, lm_head):
 
 
 def names_by_path(checkpoint, table):
-    """{path in the model: name in the file} of the tensors that a table has a row for."""
+    """{path in the model, or None: name in the file} of the tensors that have a row in a table."""
     found = {}
     for name in checkpoint.files:
         try:
@@ -124,13 +125,13 @@ def check_sizes(checkpoint, cls, config, where):
     Compared are the shape of the word embeddings and the number of blocks. Blocks in the file that
     config.json does not count are left to `load_parameters`, which names them.
     """
-    found = dict.fromkeys(cls.DEPTH_FIELDS.values(), 0)
+    found = dict.fromkeys(cls.DEPTH_FIELDS.values(), 0)       # field -> its value by the tensors
     for path, name in names_by_path(checkpoint, RenameTable(cls.NAMES, {}, cls.ALIASES)).items():
         shape = checkpoint.shapes[name]
-        stack, number = re.fullmatch(r"(.*?)\.(\d+)\..*|.*", path or "").groups()
-        if stack in cls.DEPTH_FIELDS:
-            key = cls.DEPTH_FIELDS[stack]
-            found[key] = max(found[key], int(number) + 1)
+        block = re.match(r"(.*?)\.(\d+)\.", path or "")       # "layers.3." of a longer path
+        if block and block[1] in cls.DEPTH_FIELDS:
+            key = cls.DEPTH_FIELDS[block[1]]
+            found[key] = max(found[key], int(block[2]) + 1)
         elif path == "word_embeddings.weight" and len(shape) == 2:
             found["vocab_size"], found[cls.WIDTH_FIELD] = shape
     faults = []
@@ -159,15 +160,15 @@ def initialise_weights(model, seed, std=None):
 
     std: of all matrices; None: that of the family's `initial_std` (T5), else 0.02, as for BERT.
     """
-    generator, own = torch.Generator().manual_seed(seed), {}
-    if std is None and hasattr(model, "initial_std"):
-        own = model.initial_std()                            # last part of a path -> std
+    generator, own_stds = torch.Generator().manual_seed(seed), {}     # last part of a path -> std
+    if std is None:
+        std, own_stds = 0.02, model.initial_std() if hasattr(model, "initial_std") else {}
     with torch.no_grad():
         for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() >= 2:
-                    its_std = own.get(path.rpartition(".")[2], std or 0.02)
-                    parameter.normal_(0.0, its_std, generator=generator)
+                    own_std = own_stds.get(path.rpartition(".")[2], std)
+                    parameter.normal_(0.0, own_std, generator=generator)
                 elif name == "bias":
                     parameter.zero_()
                 else:

@@ -19,23 +19,23 @@ class Backbone(nn.Module, ConfigTables):
 
     A family is built by `from_config` and reads text in three steps, which `forward` joins:
     `embed(ids, rows, types)` -> x (N, D), `run(layers, x, rows, context)` -> x, `finish(x)` -> x.
+    context: what T5's decoder reads of the source (T5.decoder_context); None in other families.
+
     Its `__init__(c, lm_head)` takes the checked fields of a config.json and sets
 
-    config, width  these fields, and D
-    max_tokens     the most tokens of a text; None: no limit
-    lm_head        its own language-model head, or None
-    tied           if lm_head is None: are the word embeddings the matrix of the logits?
-    head_dropout   the dropout rate of its classification head in transformers
-    embedding_scale  what `embed` multiplies word embeddings with (Gemma)
-
-    context: what T5's decoder reads of the source (T5.decoder_context); None in other families.
+    config, width    these fields, and D
+    max_tokens       the most tokens of a text; None: no limit
+    lm_head          its own language-model head, or None
+    tied             if lm_head is None: are the word embeddings the matrix of the logits?
+    head_dropout     the dropout rate of its classification head in transformers
+    embedding_scale  what `embed` multiplies word embeddings by (Gemma)
     """
 
     KIND = "encoder"            # or "decoder", "encoder-decoder"
     ARCHITECTURES = {}          # "body", "lm_head", "classifier" -> the class in transformers
     NAMES = {}                  # module or tensor in the file -> here; None: dropped on purpose
     LM_NAMES = {}               # the same for a language-model head of its own
-    SHARED_NAMES = ()           # of LM_NAMES: a classification head has tensors of this name too
+    SHARED_NAMES = ()           # those of LM_NAMES that a classification head's tensors have too
     TIES = {}                   # copy in the file -> the parameter here that it must equal
     LM_TIES = {}                # the same for copies in the language-model head
     ALIASES = ()                # (prefix of names in some files, the prefix in NAMES)
@@ -74,13 +74,13 @@ class Backbone(nn.Module, ConfigTables):
         return cls(cls.config_fields(config, where), lm_head)
 
     def rename_table(self):
-        """The rename table. A language-model head that the model does not take is dropped."""
-        lm_names = self.LM_NAMES if self.lm_head is not None else dict.fromkeys(self.LM_NAMES)
-        names = self.NAMES | lm_names
-        # a head that is loaded as such is no copy of the word embeddings
+        """The rename table. It drops a language-model head that this model does not have."""
+        has_own_head = self.lm_head is not None
+        names = self.NAMES | (self.LM_NAMES if has_own_head else dict.fromkeys(self.LM_NAMES))
+        # a matrix that is loaded as the own head is no copy of the word embeddings
         copies = {file: ours for file, ours in self.LM_TIES.items()
                   if not names.get(file.removesuffix(".weight"))}
-        if not self.has_logits:
+        if not self.has_logits:                          # nothing uses the copies: drop them too
             names, copies = names | dict.fromkeys(copies), {}
         return RenameTable(names, self.TIES | copies, self.ALIASES, self.TRANSPOSED,
                            type(self).__name__)
@@ -104,7 +104,7 @@ class Backbone(nn.Module, ConfigTables):
         return self.embed(ids, rows, types), rows, None
 
     def finish(self, x):
-        """What follows the last block: (N, D) -> (N, D)."""
+        """What follows the last block: (M, D) -> (M, D)."""
         return x
 
     def hidden_states(self, ids, rows, context=None):
@@ -121,13 +121,13 @@ class Backbone(nn.Module, ConfigTables):
         return rows.pad(self.finish(self.run(self.blocks, x, rows, context)))
 
     def states(self, ids, mask, types=None, read=None, layout=None):
-        """What a classifier reads: `forward`, with the same arguments in every family.
+        """The hidden states that a classifier reads, with the same arguments in every family.
 
         read: None for all tokens -> (B, T, D); "first" or "last" for one of each row -> (B, 1, D);
         n for its last n -> (B, n, D), where a shorter row repeats its first token.
         """
         if read is None:
-            return Backbone.forward(self, ids, mask, types, layout)
+            return Backbone.forward(self, ids, mask, types, layout)     # T5's own takes two texts
         x, rows, context = self.prepare(ids, mask, types, layout)
         return run_few_queries(self, x, FewQueries(rows, read), context)
 

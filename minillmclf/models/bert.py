@@ -29,7 +29,7 @@ class BertLayer(nn.Module):
         self.attention_dropout = c["attention_probs_dropout_prob"]
 
     def project(self, x, queries):
-        """x: (N, D), queries: (M, D), its query tokens -> q (M, H, d), k and v (N, H, d)."""
+        """x: (N, D); queries: (M, D), those of x -> q (M, H, d), k and v (N, H, d)."""
         projected = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
         return (vectors.unflatten(-1, (self.heads, -1)) for vectors in projected)
 
@@ -52,8 +52,8 @@ class BertLayer(nn.Module):
 class Bert(Encoder):
     """The BERT body: ids -> one vector for each token, and the masked-LM head if the file has one.
 
-    `forward` (backbone.py) joins `embed` and `run`: rows.pad(run(layers, embed(...), rows)). The
-    tables are explained in config.py (FIELDS to MULTIPLES) and backbone.py (the others)."""
+    `forward` (backbone.py): rows.pad(run(layers, embed(...), rows)). config.py explains the tables
+    FIELDS to MULTIPLES, backbone.py the others. position_offset: row of the first position."""
 
     FIELDS = dict(
         vocab_size=REQUIRED, hidden_size=REQUIRED, num_hidden_layers=REQUIRED,
@@ -116,7 +116,7 @@ class Bert(Encoder):
         return self.dropout(self.embedding_norm(x))
 
     def run(self, layers, x, rows, context=None):
-        """x: (N, D) -> (M, D), the output of the last layer. context: not used by encoders."""
+        """x: (N, D) through some of the blocks -> (M, D). context: not used by encoders."""
         for layer in layers:
             x = layer(x, rows)
         return x

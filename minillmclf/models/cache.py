@@ -25,7 +25,8 @@ class Cache:
 
     def put(self, layer, k, v):
         """Replace the keys and values of a layer, or append a new layer's: (B, K, S, d) each."""
-        self.keys[layer:layer + 1], self.values[layer:layer + 1] = [k], [v]
+        place = slice(layer, layer + 1)             # empty, at the end, for a new layer
+        self.keys[place], self.values[place] = [k], [v]
 
     def expand(self, count):
         """The cache of one row -> a new cache of `count` equal rows, without a copy."""
@@ -80,7 +81,7 @@ class CachedRows(Rows):
 
 
 def pick_rows(tensors, live):
-    """The rows numbered in `live` of a tensor, or of all tensors in a collection; None: None."""
+    """The rows numbered in `live` of a tensor, or of all tensors in a collection; None -> None."""
     if isinstance(tensors, dict):
         return {key: pick_rows(tensor, live) for key, tensor in tensors.items()}
     if isinstance(tensors, (list, tuple)):
@@ -130,8 +131,8 @@ class Sampling:
             logits = logits.masked_fill(logits < least, float("-inf"))
         if self.top_p is not None:
             probs, order = logits.softmax(-1).sort(-1, descending=True)                    # (B, V)
-            dropped = probs.cumsum(-1) - probs >= self.top_p    # likelier ones reach top_p alone
-            dropped = torch.zeros_like(dropped).scatter(-1, order, dropped)
+            dropped = probs.cumsum(-1) - probs >= self.top_p    # the likelier ones already suffice
+            dropped = torch.zeros_like(dropped).scatter(-1, order, dropped)    # in the order of ids
             logits = logits.masked_fill(dropped, float("-inf"))
         probs = logits.softmax(-1).cpu()
         new = [torch.multinomial(row, 1, generator=each) for row, each in zip(probs, generators)]
@@ -140,7 +141,7 @@ class Sampling:
 
 @torch.inference_mode()
 def generate(model, ids, mask, max_new_tokens, eos_ids=None, cached=True, **sampling):
-    """Continue each row (a decoder), or answer it (an encoder-decoder) -> [new ids, ...] per row.
+    """Continue each row (a decoder), or answer it (an encoder-decoder) -> a list of ids per row.
 
     ids, mask: (B, T), rows of any lengths, padded on either side. A row ends with the first of
     `eos_ids`, which is part of the result (default: eos_token_id of config.json, one or several),
@@ -166,7 +167,7 @@ def continue_rows(model, ids, mask, max_new_tokens, stops, cached, sampling):
     live, cache = list(range(len(ids))), new_cache(model, len(ids))   # live: unfinished rows
     ids, mask, context = model.prepare_prompt(ids, mask)
     check_positions(model, mask, max_new_tokens)
-    step_ids, step_mask = ids, mask
+    step_ids, step_mask = ids, mask              # of this step alone; ids, mask: of all until now
     for _ in range(max_new_tokens):
         rows = CachedRows(step_mask, cache) if cached else model.make_rows(mask)
         hidden = model.hidden_states(step_ids if cached else ids, rows, context)
@@ -174,11 +175,11 @@ def continue_rows(model, ids, mask, max_new_tokens, stops, cached, sampling):
         new = sampling.next_tokens(logits, [generators[row] for row in live])              # (B,)
         for row, token in zip(live, new.tolist()):
             written[row].append(token)
-        unfinished = [place for place, token in enumerate(new.tolist()) if token not in stops]
+        unfinished = [i for i, token in enumerate(new.tolist()) if token not in stops]  # of `live`
         if not unfinished:
             break
         if len(unfinished) < len(live):
-            live = [live[place] for place in unfinished]
+            live = [live[i] for i in unfinished]
             ids, mask, new, context = pick_rows((ids, mask, new, context), unfinished)
             cache.keep_rows(unfinished)
         step_ids = new.unsqueeze(1)                                                        # (B, 1)

@@ -17,6 +17,7 @@ from ..files import IGNORED_KEYS, check_fields, read_json, short
 from .tensor_files import join_faults
 
 REQUIRED = object()
+LAYER_TYPES = ("sliding_attention", "full_attention")         # with a window, without
 
 # Inert in every family, many from older transformers; those from max_length on steer generation.
 INERT = frozenset("""
@@ -61,8 +62,9 @@ COMMON_KEYS = {
     "dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
     "torch_dtype?": (lambda v: v is None or isinstance(v, str), "a name"),
 }
-KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"}  # default's type
-# numeric fields that may be fractions: pattern of the name -> (test, what they should be)
+# type of a field's default -> what a value should be
+KINDS = {str: "a name", bool: "true or false", list: "a list", dict: "an object"}
+# pattern of a number's name -> (test, what it should be); other numbers are whole, see `wrong_kind`
 NUMBER_RANGES = {
     r".*_eps(ilon)?": (lambda v: 1e-30 <= v <= 1, "a number from 1e-30 to 1"),
     r".*(dropout|pdrop).*": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
@@ -71,9 +73,6 @@ NUMBER_RANGES = {
     r".*rope_theta": (lambda v: 1e-3 <= v <= 1e12, "a number from 0.001 to 1e12"),
     r".*softcapping": (lambda v: 1e-3 <= v <= 1e6, "a number from 0.001 to 1000000, or null"),
 }
-
-
-LAYER_TYPES = ("sliding_attention", "full_attention")         # with a window, without
 
 
 def layer_types_rule(c):
@@ -87,20 +86,25 @@ def read_model_config(folder):
     """The config.json of a model folder, its common keys checked -> dict."""
     where = Path(folder) / "config.json"
     if not where.exists() and where.parent.is_dir():
-        inner = sorted({path.parent for name in ("config.json", "tuned.json") for deep in ("", "*/")
-                        for path in where.parent.glob(f"[!.]*/{deep}{name}")})
-        if inner:                                              # of folds or compare, or all of runs
-            raise InputError(f"{where}: is not there: name a model inside this folder, such as "
-                             f"{short(inner[0], 300)} ({len(inner)} in all)")
-        raise InputError(f"{where}: is not there: name the folder of a whole model; what was "
-                         "trained beside a base is first merged with it, python -m "
-                         "minillmclf.merge, or name its base")
+        raise InputError(f"{where}: is not there: {other_folder_to_name(where.parent)}")
     return check_fields(read_json(where), COMMON_KEYS, where)
+
+
+def other_folder_to_name(folder):
+    """What a user should name instead of a folder without a config.json."""
+    inner = sorted({path.parent for name in ("config.json", "tuned.json")    # one or two folders in
+                    for place in ("[!.]*", "[!.]*/*") for path in folder.glob(f"{place}/{name}")})
+    if inner:                                                  # of folds or compare, or all of runs
+        return (f"name a model inside this folder, such as {short(inner[0], 300)} ({len(inner)} in "
+                "all)")
+    return ("name the folder of a whole model; what was trained beside a base is first merged with "
+            "it, python -m minillmclf.merge, or name its base")
 
 
 @contextmanager
 def ignoring_config_keys(keys):
-    """with ignoring_config_keys(["key"]): ...   These keys are left out where they are unknown."""
+    """with ignoring_config_keys(["key"]): ...   A config.json that is read there may have these
+    keys; where they are unknown, they are left out."""
     before = os.environ.get(IGNORED_KEYS)
     os.environ[IGNORED_KEYS] = ",".join([before or "", *map(str, keys)])
     try:
@@ -166,7 +170,8 @@ def key_faults(config, fields, fixed, unknown):
 def value_faults(c, family):
     """Yield what is wrong with fields of the right type, by the tables CHOICES and MULTIPLES."""
     for key, supported in family.CHOICES.items():
-        for value in c[key] if isinstance(c[key], list) else [c[key]]:
+        values = c[key] if isinstance(c[key], list) else [c[key]]
+        for value in values:
             if not isinstance(value, str) or value not in supported:
                 yield list_supported(key, value, supported)
     for whole, part, *lifting in family.MULTIPLES:
@@ -186,10 +191,11 @@ def wrong_kind(key, value, default):
     for pattern, (test, words) in NUMBER_RANGES.items():
         if re.fullmatch(pattern, key):
             return None if type(value) in (int, float) and test(value) else words
-    least = 0 if key.endswith("token_id") else min(default, 1) if type(default) is int else 1
-    if type(value) is int and value >= 2**31:
-        return "a whole number below 2147483648"
-    return None if type(value) is int and value >= least else f"a whole number from {least} up"
+    least = min(default, 1) if type(default) is int else 1            # a default of -1 allows -1
+    least = 0 if key.endswith("token_id") else least
+    if type(value) is not int or value < least:
+        return f"a whole number from {least} up"
+    return "a whole number below 2147483648" if value >= 2**31 else None
 
 
 def list_supported(key, value, supported):

@@ -13,9 +13,9 @@ all divided by sqrt(d * 3), because there are three of them (a model may have fe
 offset has its own row of the table. With log buckets far offsets share rows, the farther the more,
 so no text is too long. The rest of a block is that of BERT.
 
-Here: the body, also with absolute positions or token types. Not here: the
-convolution of deberta-v2-xlarge, the enhanced mask decoder, v3's pretraining, the masked-LM head
-(encoder.py), classification heads (classify/head.py).
+Here: the body, also with absolute positions or token types. Not here: the convolution of
+deberta-v2-xlarge, the enhanced mask decoder, v3's pretraining, the masked-LM head (encoder.py),
+classification heads (classify/head.py).
 """
 import math
 
@@ -88,11 +88,12 @@ class DebertaLayer(BertLayer):
     def __init__(self, c):
         super().__init__(c)
         D, self.shared, self.terms = c["hidden_size"], c["share_att_key"], c["pos_att_type"]
-        own = [term in self.terms and not self.shared for term in ("c2p", "p2c")]
-        self.pos_key_proj, self.pos_query_proj = (nn.Linear(D, D) if has else None for has in own)
+        self.pos_key_proj, self.pos_query_proj = (
+            nn.Linear(D, D) if term in self.terms and not self.shared else None
+            for term in ("c2p", "p2c"))
 
     def project_offsets(self, table):
-        """(P, D) -> keys and queries of the offsets, (P, H, d) each; None for a score it lacks."""
+        """(P, D) -> keys and queries of P offsets, (P, H, d) each; None for a score it lacks."""
         key, query = self.pos_key_proj, self.pos_query_proj
         if self.shared:
             key, query = self.k_proj, self.q_proj
@@ -100,9 +101,9 @@ class DebertaLayer(BertLayer):
                 for term, proj in (("c2p", key), ("p2c", query))]
 
     def attend(self, x, rows, table, column):
-        """x: (N, D) -> (M, D). table: (P, D), vectors of the offsets; column: (B or 1, T, S)."""
+        """x: (N, D) -> (M, D). table, column: what `Deberta.offsets` returns."""
         queries, p = rows.queries(x), self.attention_dropout if self.training else 0.0
-        positions = self.project_offsets(self.dropout(table))            # of all rows
+        positions = self.project_offsets(self.dropout(table))            # (P, H, d) each, or None
         mixed = disentangled_attention(*self.project(x, queries), positions, column, rows, p)
         return self.attention_norm(queries + self.dropout(self.o_proj(mixed)))
 
@@ -112,7 +113,7 @@ class DebertaLayer(BertLayer):
 
 
 def size_rule(key, size):
-    """A rule for `Tables.RULES`: a field is null or the one size that is built."""
+    """A rule for RULES: a field is null or has the one value that is built, size(fields)."""
     def rule(c):
         if c[key] not in (None, size(c)):
             return (f"{key} = {c[key]} (only {size(c)} is built for hidden_size "
@@ -239,22 +240,22 @@ class Deberta(Encoder):
         return self.dropout(self.embedding_norm(x))
 
     def offsets(self, rows):
-        """The P rows of the table that a batch needs, (P, D), normalised; and which of them each
-        pair of query and key needs, (B or 1, T, S).
+        """table: the P rows of rel_embeddings that a batch needs, normalised, (P, D). column: which
+        of them belongs to each pair of query and key, 0 to P - 1, (B or 1, T, S).
 
         Texts of at most L tokens have at most 2L - 1 offsets, fewer rows if buckets join them.
         """
         distance, farthest = rows.distance(), rows.longest - 1
         # On the CPU, so that the same logarithm chooses the buckets wherever the model is.
         offsets = torch.arange(-farthest, farthest + 1, device="cpu")                # (2L - 1,)
-        table_row = table_rows(offsets, self.buckets, self.max_distance)             # (2L - 1,)
-        needed, place = table_row.unique(return_inverse=True)            # (P,), (2L - 1,)
-        moved = move({"needed": needed, "place": place}, distance.device)
+        row_of = table_rows(offsets, self.buckets, self.max_distance)                # (2L - 1,)
+        needed, column_of = row_of.unique(return_inverse=True)           # (P,), (2L - 1,)
+        moved = move({"needed": needed, "column_of": column_of}, distance.device)
         table = self.rel_norm(self.rel_embeddings(moved["needed"]))                  # (P, D)
-        return table, moved["place"][distance + farthest]
+        return table, moved["column_of"][distance + farthest]
 
     def run(self, layers, x, rows, context=None):
-        """x: (N, D) through some of the blocks -> (N, D)."""
+        """x: (N, D) through some of the blocks -> (M, D)."""
         table, column = self.offsets(rows)
         for layer in layers:
             x = layer(x, rows, table, column)

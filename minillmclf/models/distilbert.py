@@ -3,7 +3,7 @@
 It was trained to answer as BERT does. Token types are gone, so of a pair it only sees where [SEP]
 stands, and in training nothing is dropped between attention and the sum. What else differs are
 names: of the numbers in config.json, which `config_fields` translates, and of the tensors. Trap: in
-its classification head, relu stands where BERT has tanh.
+its classification head, relu stands where BERT has tanh. A line marked "differs" replaces BERT's.
 
 Here: the body and the masked-LM head. Not here: distillation (pretrain/distil.py), the
 classification head (classify/family_heads.py).
@@ -17,6 +17,7 @@ class DistilBertLayer(BertLayer):
     """BERT's block without the dropout between attention and the sum."""
 
     def attend(self, x, rows):
+        """x: (N, D), rows: layers.Rows -> (M, D)."""
         queries, dropout = rows.queries(x), self.attention_dropout if self.training else 0.0
         attended = attention(*self.project(x, queries), rows, dropout)               # (M, D)
         return self.attention_norm(queries + self.o_proj(attended))                  # differs
@@ -35,7 +36,7 @@ class DistilBert(Bert):
         "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob",
         "seq_classif_dropout": "classifier_dropout"}
     FIXED = dict(tie_word_embeddings=True, tie_weights_=True)
-    # sinusoidal_pos_embds is how positions began; the file holds what became of them
+    # sinusoidal_pos_embds: position embeddings began as sinusoids; the file holds them as trained
     INERT = ("sinusoidal_pos_embds", "qa_dropout")
     CHOICES = {"activation": ACTIVATIONS}
     MULTIPLES = (("dim", "n_heads"),)
@@ -72,8 +73,8 @@ class DistilBert(Bert):
     def config_fields(cls, config, where):
         """The checked fields of a config.json, and the same under the names that BERT has."""
         c = super().config_fields(config, where)
-        return c | {bert: c[own] for own, bert in cls.BERT_FIELDS.items()} | {
-            "layer_norm_eps": 1e-12, "type_vocab_size": 1}
+        renamed = {bert: c[own] for own, bert in cls.BERT_FIELDS.items()}
+        return c | renamed | {"layer_norm_eps": 1e-12, "type_vocab_size": 1}
 
     def embed_types(self, types, ids, rows):
         """Nothing is added for a token type."""

@@ -25,18 +25,18 @@ class MaskedLMHead(nn.Module):
 
 
 class Encoder(Backbone):
-    """The parent of the encoders."""
+    """The parent of the encoders. Each sets `word_embeddings`, `type_embeddings` and `lm_head`."""
 
     TOKEN_TYPES = True
 
     def embed_types(self, types, ids, rows):
-        """types: (B, T) or None -> their vectors (N, D). InputError for a type too many."""
+        """types: (B, T), None for all 0 -> vectors (N, D). InputError for an unknown type."""
         if types is None:
             types = torch.zeros_like(ids)
-        used = rows.layout.token_types or int(types.max()) + 1
+        highest = (rows.layout.token_types or int(types.max()) + 1) - 1
         known = self.type_embeddings.num_embeddings
-        if used > known:
-            raise InputError(f"token type {used - 1}: this model has {known} token type(s), "
+        if highest >= known:
+            raise InputError(f"token type {highest}: this model has {known} token type(s), "
                              f"numbered from 0")
         return self.type_embeddings(rows.unpad(types))
 

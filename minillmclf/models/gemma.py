@@ -84,6 +84,7 @@ class Gemma(Llama):
             value = short(config["use_bidirectional_attention"])
             raise InputError(f"{where}: use_bidirectional_attention = {value} is not supported: a "
                              "token sees what stands before it")
+        # one key counts; what the others say, if anything, must not contradict it
         given = [config.get(cls.ACTIVATION_KEY) or TANH_GELU,
                  config.get("hidden_act"), config.get("hidden_activation")]
         meant = {cls.ACTIVATION_ALIASES.get(name, name) for name in map(str, filter(None, given))}
@@ -144,19 +145,20 @@ class Gemma2(Gemma):
         "model.layers.{}.post_feedforward_layernorm": "layers.{}.mlp_post_norm",
     }
     ACTIVATION_KEY, ACTIVATION_ALIASES = "hidden_activation", {}
-    LAYER, FULL_EVERY = Gemma2Layer, 2      # every PATTERN-th layer has no window
+    LAYER, FULL_EVERY = Gemma2Layer, 2      # every FULL_EVERY-th layer has no window
 
     @classmethod
     def config_fields(cls, config, where):
-        c, pattern = super().config_fields(cls.CAPS | config, where), cls.full_every(config, where)
+        c = super().config_fields(cls.CAPS | config, where)
+        every = cls.full_every(config, where)
         if not c["layer_types"]:
-            c["layer_types"] = ["full_attention" if number % pattern == 0 else "sliding_attention"
+            c["layer_types"] = ["full_attention" if number % every == 0 else "sliding_attention"
                                 for number in range(1, c["num_hidden_layers"] + 1)]
         return c
 
     @classmethod
     def full_every(cls, config, where):
-        """n, where every n-th layer has no window."""
+        """n: every n-th layer has no window. Gemma 3 reads it from config.json."""
         return cls.FULL_EVERY
 
     def logits(self, hidden):
@@ -167,7 +169,7 @@ class Gemma2(Gemma):
 class Gemma3Layer(NormedHeadsLayer, Gemma2Layer):
     """Gemma 2's block with normalised queries and keys, as in Qwen 3, and without caps."""
 
-    attention = LlamaLayer.attention              # differs: nothing is capped
+    attention = LlamaLayer.attention              # differs from Gemma2Layer: nothing is capped
 
 
 class Gemma3(Gemma2):

@@ -105,7 +105,7 @@ class GPT2(Decoder):
         return self.dropout(x)
 
     def run(self, layers, x, rows, context=None):
-        """x: (N, D) through some of the blocks -> (N, D)."""
+        """x: (N, D) through some of the blocks -> (M, D)."""
         for layer in layers:
             x = layer(x, rows)
         return x

@@ -1,4 +1,4 @@
-"""bf16, used in two ways: for frozen matrices while the model learns, or for a whole backbone.
+"""bf16, 16-bit numbers with the range of fp32, used for frozen matrices or for a whole backbone.
 
 Frozen matrices in bf16 take half the memory; `product` computes with them in fp32, so that
 training beside them is as beside the same rounded numbers in fp32 (tuning/frozen.py chooses them).
@@ -7,8 +7,6 @@ For answering, a whole backbone may be bf16. Such a backbone is faster on a GPU 
 AMX or AVX512-BF16. Products are of bf16 numbers; torch adds them up in fp32. Hidden states leave it
 in fp32, so that heads, softmax and losses are as before.
 """
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,8 +47,9 @@ class WidenedProduct(torch.autograd.Function):
         """grad (..., out) -> gradients of x (..., in), of W (None), of the bias (out,)."""
         (W,), grad_x, grad_bias = ctx.saved_tensors, None, None
         if ctx.needs_input_grad[0]:
-            parts = (grad[..., rows] @ W[rows].to(grad.dtype) for rows in row_blocks(W))
-            grad_x = functools.reduce(torch.Tensor.add_, parts)                         # (..., in)
+            for rows in row_blocks(W):
+                part = grad[..., rows] @ W[rows].to(grad.dtype)                         # (..., in)
+                grad_x = part if grad_x is None else grad_x.add_(part)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)                            # (out,)
         return grad_x, None, grad_bias
@@ -59,9 +58,9 @@ class WidenedProduct(torch.autograd.Function):
 def product(x, W, bias=None):
     """x W^T + b, x: (..., in), W: (out, in), bias: (out,) or None -> (..., out).
 
-    Where W is bf16 and x is fp32, W is widened for this product: the result equals that of an fp32
-    matrix with the same numbers: to the bit for up to MAX_WIDENED of them, else up to rounding.
-    Under autocast both take autocast's dtype.
+    Where W is bf16 and x is fp32, W is widened to fp32 for this product. The result equals that of
+    an fp32 matrix with the same numbers: to the bit for up to MAX_WIDENED of them, else up to
+    rounding. Under autocast both take autocast's dtype.
     """
     is_widened = W.dtype == torch.bfloat16 and x.dtype != torch.bfloat16
     if not is_widened or torch.is_autocast_enabled(x.device.type):

@@ -1,4 +1,4 @@
-"""Attention in bf16: as torch computes it, but on a CPU, where torch's own way is slow.
+"""Attention, as torch computes it; but bf16 on a CPU, where torch is slow, takes another way.
 
 bf16 is what autocast gives for --precision bf16, and what a backbone of half.py has.
 """
@@ -14,7 +14,7 @@ def dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, **options):
     Trap: on a CPU, torch's own backward pass in bf16 takes up to 30 times as long as in fp32. So
     bf16 inputs are computed in fp32 there; with dropout, by plain products in bf16.
     """
-    if v.device.type != "cpu" or v.dtype != torch.bfloat16:  # of v: rotation makes q and k fp32
+    if v.device.type != "cpu" or v.dtype != torch.bfloat16:  # q, k may be fp32: they were rotated
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p,
                                               **options)
     if dropout_p:
@@ -27,8 +27,8 @@ def dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, **options):
 
 
 def attention_with_dropout(q, k, v, attn_mask, dropout_p, is_causal=False, **options):
-    """As above, step by step in the dtype of v. Each query must see a key. torch has no faster way:
-    with dropout it computes all scores (B, H, T, S) too. options: scale, enable_gqa."""
+    """As `dot_product_attention`, step by step in the dtype of v. Each query must see a key.
+    torch has no faster way: with dropout it too computes all scores. options: scale, enable_gqa."""
     scale = options.get("scale") or 1 / math.sqrt(q.shape[-1])
     if options.get("enable_gqa"):                                              # (B, H, S, d)
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
@@ -48,7 +48,8 @@ def dropout(x, p):
     torch draws a random number for each element. Here one of 64 bits serves four elements, so p,
     from 0 to below 1, is rounded to a multiple of 1/65536.
     """
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None)
-    numbers = bits.view(torch.int16)[:x.numel()].view(x.shape)                 # -32768 to 32767
-    kept = numbers >= min(round(p * 2**16), 2**16 - 1) - 2**15
+    drawn = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-2**63, None)
+    numbers = drawn.view(torch.int16)[:x.numel()].view(x.shape)                # -32768 to 32767
+    num_dropped = min(round(p * 2**16), 2**16 - 1)                 # of the 65536 possible numbers
+    kept = numbers >= num_dropped - 2**15
     return x * kept.to(x.dtype).mul_(1 / (1 - p))

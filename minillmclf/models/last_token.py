@@ -14,6 +14,8 @@ class FewQueries(Rows):
 
     which: "first", "last", or a number n for each row's last n tokens; a row with fewer than n
     repeats its first one. query_indices: (B * n,), where the queries stand among the N tokens.
+
+    Queries alone are never padded: M = B * n. Keys are those of `rows`, which keeps its cache.
     """
 
     def __init__(self, rows, which):
@@ -39,9 +41,9 @@ class FewQueries(Rows):
 
 
 def run_few_queries(model, x, few, context=None):
-    """Run the blocks of a model, the last one for few queries.
+    """Run the blocks of a model, the last one for few queries -> (B, n, D).
 
-    x: (N, D), from `model.embed`; few: FewQueries; context: as in `model.run`. -> (B, n, D)
+    x: (N, D), from `model.embed`; few: FewQueries; context: as in `model.run`.
     """
     *earlier, last = model.blocks
     x = model.run(earlier, x, few.rows, context)

@@ -34,12 +34,12 @@ ACTIVATIONS = {                                    # by their names in config.js
 class Rows:
     """Where the real tokens of a padded batch stand, and which keys each query may attend to.
 
-    mask: (B, T), 1 where a token is, with padding on either side. layout: its text.batch.Layout, or
-    None. InputError for a row without a token.
+    mask: (B, T), 1 where a token is, with padding on either side. layout: the text.batch.Layout of
+    the mask, if it is known. InputError for a row without a token.
 
-    positions: (N,), the position of each token in its row. position_ids: (B, T), the positions of
-    the queries; key_mask, key_position_ids: (B, S), which keys are tokens, and their positions.
-    Here all tokens are both; subclasses have fewer queries or more keys. longest: of all rows.
+    lengths: (B,), tokens of each row; positions: (N,), of the tokens in their rows, all < longest.
+    Queries have position_ids (B, T). Keys have key_position_ids (B, S); key_mask (B, S) says which
+    of them are tokens. Here all tokens are both; subclasses have fewer queries or more keys.
     """
 
     def __init__(self, mask, layout=None):
@@ -72,7 +72,7 @@ class Rows:
         return x
 
     def pad_heads(self, x):
-        """(N, H, d) -> (B, H, T, d)."""
+        """Vectors of the queries, or of all tokens: (N, H, d) -> (B, H, T, d)."""
         return self.pad(x).transpose(1, 2)
 
     def merge_heads(self, x):
@@ -107,12 +107,12 @@ class Rows:
 
     def compute_causal_mask(self, window):
         """Compute what `causal_mask` returns."""
-        distance = self.distance()
-        seen = (distance >= 0) & (distance < window) & self.key_mask[:len(distance), None, :]
-        return seen.unsqueeze(1)
+        distance = self.distance()                                           # (B or 1, T, S)
+        is_token = self.key_mask[:len(distance), None, :]                    # (B or 1, 1, S)
+        return ((distance >= 0) & (distance < window) & is_token).unsqueeze(1)
 
     def is_triangle(self, window):
-        """Can is_causal=True replace the mask, at half the work: is the mask a plain triangle?"""
+        """Is the mask a plain triangle? Then is_causal=True replaces it, at half the work."""
         # It is if all padding is on the right, where no token sees it, and no row is longer than
         # the window.
         return self.layout.right_padded and window >= self.mask.shape[1]

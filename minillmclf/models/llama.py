@@ -9,6 +9,7 @@ upper layers. Qwen 2 has biases on queries, keys and values, and on nothing else
 but normalises queries and keys head by head, so that no attention score explodes in training.
 
 Here: the body and its language-model head. Not here: mixtures of experts, classification heads.
+A line marked "differs" replaces one of the parent class.
 """
 import math
 
@@ -155,7 +156,7 @@ class Llama(Decoder):
 
     @classmethod
     def config_fields(cls, config, where):
-        """The checked fields of a config.json, those of FIXED included."""
+        """The checked fields of a config.json, those of FIXED too: a block reads them (biases)."""
         c = cls.FIXED | super().config_fields(config, where)
         if "layer_types" not in cls.FIELDS:
             kind = "sliding_attention" if c.get("sliding_window") else "full_attention"
@@ -194,7 +195,7 @@ class Mistral(Llama):
 
     @classmethod
     def config_fields(cls, config, where):
-        # no window if it is null, 4096 if it is missing
+        # no window if sliding_window is null, 4096 if it is missing
         return super().config_fields({"sliding_window": 4096, **config}, where)
 
 

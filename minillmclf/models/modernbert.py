@@ -27,7 +27,7 @@ def nearby_mask(rows, reach):
     None if every query sees all keys."""
     if rows.longest <= reach + 1:                             # no two tokens are farther apart
         return rows.padding_mask
-    near = rows.distance().abs() <= reach                                            # (B, T, S)
+    near = rows.distance().abs() <= reach                                       # (B or 1, T, S)
     return (near & rows.key_mask[:len(near), None, :]).unsqueeze(1)
 
 
@@ -64,7 +64,8 @@ class ModernBertLayer(nn.Module):
         self.mlp_dropout = nn.Dropout(c["mlp_dropout"])
 
     def attend(self, x, rows, rotation, seen):
-        """x: (N, D) -> (M, D). rotation: cosines and sines, (N, 1, d/2) each; seen: see above."""
+        """x: (N, D) -> (M, D). rotation: cosines and sines, (N, 1, d/2) each; seen: the mask of
+        `masked_attention`."""
         p = self.dropout.p if self.training else 0.0
         qkv = self.qkv_proj(self.attention_norm(x))                                  # (N, 3*D)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)                   # (N, H, d)

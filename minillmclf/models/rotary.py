@@ -41,11 +41,11 @@ def read_rope(config, where, theta=10000.0):
 
 
 def read_two_ropes(config, where, full, sliding):
-    """The two rotations of Gemma 3 and ModernBERT, each as of `read_rope`, by the types of layers.
+    """The rotations of Gemma 3 and ModernBERT: {type of layer: what `read_rope` returns}.
 
-    New files have one object for each in rope_parameters. full, sliding: the key that old files
-    have for the base of layers of full attention, and of those with a window, and its default.
-    rope_scaling of old files is for full attention.
+    New files have one object for each type in rope_parameters. Old files have a key for the
+    rope_theta of each type: full and sliding are (that key, default), for layers without a window
+    and with one. rope_scaling of old files is for full attention.
     """
     both = config.get("rope_parameters") or {}
     if not isinstance(both, dict) or not both.keys() <= {"full_attention", "sliding_attention"}:
@@ -58,12 +58,12 @@ def read_two_ropes(config, where, full, sliding):
 
 
 def theta_object(config, key):
-    """The base that a key of config.json holds, in the form of rope_parameters."""
+    """The rope_theta that a key of config.json holds, in the form of rope_parameters, or None."""
     return None if config.get(key) is None else {"rope_theta": config[key]}
 
 
 def merge_ropes(parts, where, theta):
-    """Merge several objects that describe one rotation (or are None or {}), and check them."""
+    """Merge the objects that describe one rotation (some are None or {}) -> a checked rotation."""
     rope = {}
     for part in parts:
         if not isinstance(part or {}, dict):
@@ -75,12 +75,16 @@ def merge_ropes(parts, where, theta):
                 raise InputError(f"{where}: {short(key)[1:-1]} of the rotary embedding is given "
                                  f"twice, as {short(rope[key])} and as {short(value)}: remove the "
                                  "wrong one")
-    rope = {"rope_type": "default", "rope_theta": theta} | rope
+    return check_rope({"rope_type": "default", "rope_theta": theta} | rope, where)
+
+
+def check_rope(rope, where):
+    """-> rope. InputError unless it has the numbers that its rope_type needs, and no more."""
     needed = {"rope_theta", *look_up(ROPE_NUMBERS, rope["rope_type"], "rope_type", where)}
     if rope.pop("partial_rotary_factor", 1) != 1:
         raise InputError(f"{where}: partial_rotary_factor other than 1 is not supported: whole "
                          "heads are rotated")
-    if faults := sorted(needed ^ (rope.keys() - {"rope_type"})):
+    if faults := sorted(needed ^ (rope.keys() - {"rope_type"})):         # ^: in one of the two only
         raise InputError(f"{where}: a rotary embedding of rope_type {rope['rope_type']!r} has the "
                          f"numbers {', '.join(sorted(needed))}; missing or too many: "
                          f"{short(', '.join(faults))[1:-1]}")
@@ -95,7 +99,7 @@ def merge_ropes(parts, where, theta):
 
 
 def rotation_speeds(rope, width, device=None):
-    """Radians per position of each pair of a head of `width` numbers, (d/2,), fp32."""
+    """The radians that each pair turns per position, (d/2,), fp32. width: d, of a head."""
     exponents = torch.arange(0, width, 2, device=device).float() / width         # (d/2,), 2i / d
     speed = 1.0 / rope["rope_theta"] ** exponents
     if rope["rope_type"] == "linear":

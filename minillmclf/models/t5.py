@@ -60,7 +60,8 @@ class T5Attention(nn.Module):
         return rows.keys_values(*(vectors.unflatten(-1, (self.heads, -1)) for vectors in flat))
 
     def forward(self, x, rows, k, v, bias):
-        """x: (M, D), the queries of `rows`; k, v: (B, H, S, d); bias: added to scores. -> (M, D)"""
+        """x: (M, D), the queries of `rows`; k, v: (B, H, S, d); bias: added to the scores q k^T,
+        (B or 1, 1 or H, T or 1, S), or None -> (M, D)."""
         q = rows.pad_heads(self.q_proj(x).unflatten(-1, (self.heads, -1)))       # (B, H, T, d)
         mixed = biased_attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
         return self.o_proj(rows.merge_heads(mixed))
@@ -160,7 +161,7 @@ class EncoderStack(nn.Module):
 
 
 class DecoderStack(EncoderStack):
-    """A stack with cross-attention. No later key is seen, so all buckets are for earlier ones."""
+    """A stack with cross-attention, by `run`. No later key is seen: all buckets are for earlier."""
 
     def attention_bias(self, rows):
         distance = rows.distance().clamp(min=0)                                  # differs
@@ -264,14 +265,15 @@ class T5(Backbone):
         # transformers 5 writes "tied" into all files; without a scale lm_head.weight is no copy
         copied = self.tied and scaled
         self.LM_TIES = T5.LM_TIES if copied else {}
-        own = lm_head and not copied
-        self.lm_head = nn.Linear(self.width, c["vocab_size"], bias=False) if own else None
+        has_own_head = lm_head and not copied
+        self.lm_head = nn.Linear(self.width, c["vocab_size"], bias=False) if has_own_head else None
 
     @classmethod
     def from_config(cls, config, lm_head=False, where="config.json"):
         """As for every family; a T5 or a GatedT5, by `feed_forward_proj`."""
         name = config.get("feed_forward_proj", "relu")
         kind, activation = look_up(FEED_FORWARD, name, "feed_forward_proj", where)
+        # older files do not say whether logits are scaled: they are where embeddings are tied
         config = {"scale_decoder_outputs": config.get("tie_word_embeddings", True), **config}
         c = read_config(config, cls, where, dense_act_fn=activation,
                         is_gated_act=name.startswith("gated-"))

@@ -32,7 +32,7 @@ REMEDIES = (
 
 
 def open_tensors(path):
-    """A memory-mapped safetensors file. InputError for a file that is truncated or no such file,
+    """A memory-mapped safetensors file. InputError if it is cut short or no safetensors file,
     NoMemory where there is no room for it."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is no ordinary file: a safetensors file is expected")
@@ -138,7 +138,7 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
     config = {**config, "dtype": str(dtype).removeprefix("torch.")}
     config.pop("torch_dtype", None)
     shards = cut_shards(tensors, dtype.itemsize, shard_bytes)
-    files = [SINGLE_FILE]
+    files, total_size = [SINGLE_FILE], 0                                                # in bytes
     if len(shards) > 1:
         files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors"
                  for number in range(1, len(shards) + 1)]
@@ -147,9 +147,10 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
         part |= {name: tensor.to(dtype) for name, tensor in part.items()
                  if name not in keep and tensor.is_floating_point()}
         write_tensors(folder / file, part, {"format": "pt"})
+        total_size += sum(tensor.nbytes for tensor in part.values())
     if len(files) > 1:
         total = sum(tensor.numel() for tensor in tensors.values())
-        index = {"metadata": {"total_size": total * dtype.itemsize, "total_parameters": total},
+        index = {"metadata": {"total_size": total_size, "total_parameters": total},
                  "weight_map": {name: file for file, names in zip(files, shards)
                                 for name in names}}
         write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
@@ -157,6 +158,19 @@ def write_checkpoint(folder, config, tensors, dtype=torch.float32, shard_bytes=S
     stale = {path for path in folder.glob("model-*-of-*.safetensors") if path.name not in files}
     for path in stale | {folder / (SINGLE_FILE if len(files) > 1 else INDEX_FILE)}:
         path.unlink(missing_ok=True)
+
+
+def cut_shards(tensors, itemsize, shard_bytes):
+    """The names in lists, one for each shard of at most `shard_bytes` (or of one tensor)."""
+    shards, shard_size = [[]], 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * itemsize                                                # in bytes
+        if shards[-1] and shard_size + size > shard_bytes:
+            shards.append([])
+            shard_size = 0
+        shards[-1].append(name)
+        shard_size += size
+    return shards
 
 
 def refuse_other_files(folder, names):
@@ -174,13 +188,13 @@ def refuse_other_files(folder, names):
 
 @contextmanager
 def replacing_model(folder, names, weights=WEIGHTS, records=()):
-    """with replacing_model(folder, names) as place: ...   A model that is saved in the folder
-    `place` takes the place of the one in `folder` at the end; if saving fails, that stays as it is.
+    """with replacing_model(folder, names) as place: ...   Save a new model in the folder `place`:
+    it replaces the one in `folder` when the block ends. If the block fails, the old one stays.
 
-    names: the files that a model is known by; without them nothing is loaded from `folder` while
-    files are moved there. weights: patterns of further files of the old model. records: the names
-    of files that describe it, which go first. `place` is `folder` itself if there is no old model.
-    InputError for a file of these names that is not a model's.
+    names: the files that a model is known by. They are removed first and moved last, so nobody can
+    load half a model. weights: patterns of the old model's other files. records: names of files
+    that describe the old model; they go before all others. `place` is `folder` itself if there is
+    no old model. InputError for a file of these names that is not a model's.
     """
     folder, place = Path(folder), Path(folder) / NEW_MODEL
     if not any((folder / name).exists() for name in (*names, NEW_MODEL, *records)):
@@ -197,16 +211,3 @@ def replacing_model(folder, names, weights=WEIGHTS, records=()):
     for path in [*(folder / name for name in (*records, *names)), *old]:
         remove_path(path)
     move_files(place, folder, names)
-
-
-def cut_shards(tensors, itemsize, shard_bytes):
-    """The names in lists, one for each shard of at most `shard_bytes` (or of one tensor)."""
-    shards, size = [[]], 0
-    for name, tensor in tensors.items():
-        own = tensor.numel() * itemsize
-        if shards[-1] and size + own > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += own
-    return shards

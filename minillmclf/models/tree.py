@@ -78,16 +78,16 @@ class TokenTree(nn.Module):
             seen[:, :, -M:, -M:] &= self.node_mask
         return seen
 
-    def sum_paths(self, edges):
+    def sum_paths(self, log_probs):
         """Log-probabilities of edges (B, E) -> of whole sequences (B, L)."""
-        return edges @ self.on_path.to(edges.dtype).T
+        return log_probs @ self.on_path.to(log_probs.dtype).T
 
 
 class TreeRows(CachedRows):
     """Rows of prompts, mask (B, T), each followed by the inner nodes of a tree."""
 
     def __init__(self, mask, tree, cache):
-        Layout.from_mask(mask)                               # refuses a row without a prompt
+        Layout.from_mask(mask)                 # InputError for a row without a prompt; not used
         M = len(tree.node_tokens)
         nodes = mask.new_ones(len(mask), M, dtype=torch.bool)
         super().__init__(torch.cat([mask.bool(), nodes], 1), cache)
@@ -140,7 +140,8 @@ def pad_right(ids, mask):
 
 
 def num_shared_tokens(ids, mask):
-    """ids, mask: (B, T), padded on the right -> how many first tokens all rows share: at most all
-    but one of the shortest row."""
-    alike = ((ids == ids[:1]) & mask.bool()).all(0).long().cumprod(0).sum()
-    return int(torch.minimum(alike, mask.sum(1).min() - 1))
+    """ids, mask: (B, T), padded on the right -> how many first tokens all rows share. One token of
+    the shortest row is left in any case."""
+    alike = ((ids == ids[:1]) & mask.bool()).all(0)                     # (T,), the same in all rows
+    shared = alike.long().cumprod(0).sum()                              # those before a difference
+    return int(torch.minimum(shared, mask.sum(1).min() - 1))

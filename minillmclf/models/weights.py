@@ -46,22 +46,21 @@ class RenameTable:
         return [name, *more]
 
     def path_of(self, name):
-        """The path of a tensor in the file; None if it is dropped; KeyError if no row fits."""
+        """A name in the file -> its path here; None if it is dropped; KeyError if no row fits."""
         for alias in self.aliases_of(name):
             for pattern, layer in ((alias, ""), split_layer_number(alias)):
                 for leaf, own_leaf in LEAVES.items():
                     row = pattern.removesuffix(leaf)
                     if pattern.endswith(leaf) and row in self.names:
-                        target = self.names[row]
-                        return target and (target + own_leaf).replace("{}", layer)
+                        ours = self.names[row]
+                        return None if ours is None else (ours + own_leaf).replace("{}", layer)
         if any(name.startswith(row[:-1]) for row in self.names if row.endswith("*")):
             return None
         raise KeyError(name)
 
     def tied_to(self, name):
         """The path of the parameter that a tensor in the file is a copy of, or None."""
-        found = (self.ties[alias] for alias in self.aliases_of(name) if alias in self.ties)
-        return next(found, None)
+        return next((self.ties[each] for each in self.aliases_of(name) if each in self.ties), None)
 
     def file_names(self, paths):
         """Paths of modules or parameters -> {path: name in the file}, of those that have one."""
@@ -70,9 +69,10 @@ class RenameTable:
         for path in paths:
             pattern, layer = split_layer_number(path)
             module, leaf = os.path.splitext(pattern)         # "norm.bias" -> "norm", ".bias"
-            name = by_path.get(pattern) or module in by_path and by_path[module] + leaf
-            if name:
-                found[path] = name.replace("{}", layer)
+            if pattern in by_path:
+                found[path] = by_path[pattern].replace("{}", layer)
+            elif module in by_path:
+                found[path] = (by_path[module] + leaf).replace("{}", layer)
         return found
 
     def is_transposed(self, path):
@@ -108,8 +108,8 @@ class LoadReport:
 class Checkpoint:
     """A model folder, by its path or a shipped name: its config.json and its tensors.
 
-    files: {name of a tensor: its file}; stored: {name: the name in that file}, with the prefix of a
-    wrapper if the model was saved inside one; shapes, dtypes: {name: shape}, {name: dtype}.
+    files: {name of a tensor: its file}; stored_names: {name: the name in that file}, which has a
+    prefix if the model was saved inside a wrapper; shapes, dtypes: {name: shape}, {name: dtype}.
     """
 
     def __init__(self, folder):
@@ -145,10 +145,9 @@ def set_tensor(model, path, tensor):
 def load_parameters(model, checkpoint, table, optional=(), dtype=torch.float32, place=set_tensor):
     """Load a checkpoint's tensors into `model` by its rename table -> LoadReport.
 
-    optional: regular expressions for the paths that the file may lack. dtype: of all tensors, or a
-    function, path -> dtype. place(model, path, tensor) sets one parameter. With a `model` on the
-    device "meta" no tensor is in memory twice. InputError names every fault; `model` is then
-    unusable.
+    optional: regular expressions for beginnings of paths that the file may lack. dtype: of all
+    tensors, or a function of the path. place(model, path, tensor) sets one parameter. With a model
+    on "meta" no tensor is in memory twice. After an InputError, of all faults, `model` is unusable.
     """
     parameters, report, faults, filled = dict(model.named_parameters()), LoadReport(), [], {}
     remedy = "download the files again, or save the model again"
@@ -187,8 +186,7 @@ def shape_fault(name, shape, ours, parameter, transposed):
 
 
 def place_tensors(model, checkpoint, report, table, dtype, place):
-    """Read and place the tensors that report.loaded lists -> a list of faults: values that are not
-    finite floats, tied tensors that differ."""
+    """Read and place the tensors that report.loaded lists, then compare the tied ones -> faults."""
     faults = []
     for name, ours in report.loaded.items():
         if checkpoint.dtypes[name] not in READABLE:
@@ -203,7 +201,9 @@ def place_tensors(model, checkpoint, report, table, dtype, place):
         else:
             tensor = tensor.T if table.is_transposed(ours) else tensor
             place(model, ours, tensor.contiguous())
-    for name, ours in {} if faults else report.tied.items():
+    if faults:
+        return faults                                  # what was not placed cannot be compared
+    for name, ours in report.tied.items():
         parameter = model.get_parameter(ours)
         if (checkpoint.dtypes[name] not in READABLE
                 or not torch.equal(checkpoint.tensor(name).to(parameter), parameter)):

@@ -42,7 +42,7 @@ def pre_tokenizer(prefix_space=False, use_regex=True):
     prefix_space: put a space before a text that has none, so its first word is like any other.
     use_regex: False returns the text uncut, for files that cut by a pattern of their own.
     """
-    def cut(text, first=True):  # first: unused here, see steps.py
+    def cut(text, first=True):  # first: not used, but every step of steps.py is called with it
         if prefix_space and not text.startswith(" "):
             text = " " + text
         return SPLIT.findall(text) if use_regex else [text]
@@ -85,7 +85,7 @@ def merge_pairs(letters, ranks):
     end = len(letters)
     parts = [*letters, None]                 # None: merged into the part on its left, or the end
     after = list(range(1, end + 1)) + [end]  # index of the next part
-    before = list(range(-1, end))            # index of the part before
+    before = list(range(-1, end))            # index of the part before; -1: the None at the end
     heap = []
 
     def push(left):

@@ -31,8 +31,8 @@ class Description(NamedTuple):
 def describe(document, config, source):
     """-> Description. document, config: the contents of tokenizer.json and tokenizer_config.json.
 
-    A document without a post_processor gets that of its family. InputError if the two are
-    malformed, not supported, or contradict each other.
+    The document is completed in place; without a post_processor it gets that of its family.
+    InputError if the two are malformed, not supported, or contradict each other.
     """
     check_document(document, source)
     document.setdefault("version", "1.0")
@@ -61,7 +61,10 @@ def describe(document, config, source):
 
 
 def find_layouts(document, family, roles, vocab, config, source):
-    """The document's layouts, or else its family's, which are then written into the document."""
+    """The document's layouts, or else its family's, which are then written into the document.
+
+    The document's own are not taken either if they lack the one BOS that a family must have.
+    """
     if family.one_bos and config.get("add_bos_token") is False:
         raise InputError(f"{source}: add_bos_token is false in tokenizer_config.json, but a model "
                          "of this family needs exactly one BOS before a text; remove the key")
@@ -99,13 +102,14 @@ def check_agreement(settings, layouts, roles, vocab, config, source):
 
 def document_settings(document):
     """The document's settings that tokenizer_config.json repeats, by its keys."""
-    model, normal, cut = (document.get(key) for key in ("model", "normalizer", "pre_tokenizer"))
+    model, normalizer = document["model"], document.get("normalizer")
     if model["type"] == "WordPiece":
-        lower, accents = normal["lowercase"], normal.get("strip_accents")
+        lower, accents = normalizer["lowercase"], normalizer.get("strip_accents")
         return {"do_lower_case": lower, "strip_accents": lower if accents is None else accents,
-                "tokenize_chinese_chars": normal["handle_chinese_chars"]}
+                "tokenize_chinese_chars": normalizer["handle_chinese_chars"]}
     if model["type"] == "BPE" and not model.get("byte_fallback"):
-        return {"add_prefix_space": steps_of(cut, "pre_tokenizer")[-1]["add_prefix_space"]}
+        byte_level = steps_of(document.get("pre_tokenizer"), "pre_tokenizer")[-1]
+        return {"add_prefix_space": byte_level["add_prefix_space"]}
     return {}
 
 
@@ -136,8 +140,8 @@ def read_added_tokens(document, config, source):
     return added
 
 
-def mark_special_tokens(added, roles, vocab, config, source):
-    """The added tokens, sorted by id, with the special tokens of the config or its class."""
+def find_special_tokens(roles, vocab, config, source):
+    """{text: flags} of the special tokens that the config names, or that its class always has."""
     family, special = family_of_class(config), {}
     for role, text in roles.items():
         given = config.get(f"{role}_token")
@@ -156,12 +160,17 @@ def mark_special_tokens(added, roles, vocab, config, source):
                 raise InputError(f"{source}: {key} has {short(token_text(token))}, which is "
                                  f"neither in the vocabulary of {len(vocab)} pieces nor an added "
                                  "token; add it, or leave it out of the config")
-    for text, flags in special.items():
+    return special
+
+
+def mark_special_tokens(added, roles, vocab, config, source):
+    """The added tokens with all their flags, sorted by id; the special ones are among them."""
+    for text, flags in find_special_tokens(roles, vocab, config, source).items():
         added[text] = {"id": vocab[text], "normalized": False, **flags, **added.get(text, {}),
                        "content": text, "special": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
-             "special": False}
-    tokens = sorted((flags | token for token in added.values()), key=lambda token: token["id"])
+    defaults = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
+                "special": False}
+    tokens = sorted((defaults | token for token in added.values()), key=lambda token: token["id"])
     for token in tokens:
         check_type(token | {"type": "added_token"}, {"added_token": ADDED_TOKEN}, source,
                    f"added_tokens {short(token['content'])}")

@@ -63,6 +63,7 @@ def family_of_class(config):
 
 
 def find_family(vocab, config):
+    """The Family of the tokenizer_class, else the one that the vocabulary shows."""
     return family_of_class(config) or next(
         family for signs, family in FAMILY_SIGNS if all(piece in vocab for piece in signs))
 

@@ -58,6 +58,7 @@ def read_config(folder):
 
 
 def read_tokenizer_json(path, config):
+    """The content of the file. Where it has no post_processor there is none, not the family's."""
     document = files.read_json(path)
     document.setdefault("post_processor", None)
     return document
@@ -122,7 +123,7 @@ def read_sentencepiece(default_class, path, config):
     vocab = vocab_of(sections)
     if default_class == "LlamaTokenizer" and "<bos>" in vocab:
         default_class = "GemmaTokenizer"
-    name, more = set_class(default_class, ".model", config, path), []
+    name, more = set_class(default_class, ".model", config, path), []    # more: not in the file
     if name == "T5Tokenizer":  # its sentinels count down: <extra_id_0> has the last id
         more = [f"<extra_id_{n}>" for n in reversed(range(config.get("extra_ids", 100)))]
     elif name == "DebertaV2Tokenizer":
@@ -160,7 +161,8 @@ READERS = {"tokenizer.json": read_tokenizer_json, "vocab.txt": read_vocab_txt,
 
 
 def set_class(default, vocab_file, config, source):
-    """Set a missing tokenizer_class to `default` -> the class without "Fast"."""
+    """Set a missing tokenizer_class to `default` -> the class without "Fast". InputError for one
+    that does not come in files like `vocab_file`."""
     config["tokenizer_class"] = config.get("tokenizer_class") or default
     name = config["tokenizer_class"].removesuffix("Fast")
     known = [each for each, family in FAMILIES.items() if family.vocab_file == vocab_file]

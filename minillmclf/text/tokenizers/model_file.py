@@ -27,26 +27,21 @@ SETTINGS = {(TRAINER, 3): ("model_type", UNIGRAM), (TRAINER, 35): ("byte_fallbac
 
 def read_model(path):
     """([(piece, score, type), ...] in the order of their ids, {setting: value})."""
-    pieces, settings = [], dict(SETTINGS.values())
+    pieces, settings = [], dict(SETTINGS.values())  # each setting with its default
     try:
         with open(path, "rb") as file:
             parts = read_fields(file.read())
         for part, content in parts:
             fields = read_fields(content) if part in (PIECE, TRAINER, NORMALIZER) else []
             if part == PIECE:
-                row = {1: b"", 2: bytes(4), 3: NORMAL} | dict(fields)
-                piece, (score,) = row[1].decode(), struct.unpack("<f", row[2])
-                if len(piece) > LONGEST or not abs(score) < 1e38:
-                    raise ValueError(f"piece {len(pieces)} has {len(piece)} characters and the "
-                                     f"score {score}")
-                pieces.append((piece, score, row[3]))
+                pieces.append(read_piece(fields, len(pieces)))
                 continue
             for number, value in fields:
                 if (part, number) in SETTINGS:
                     name, default = SETTINGS[part, number]
                     if isinstance(value, bytes) != isinstance(default, bytes):
                         raise ValueError(f"{name} is of another type")
-                    settings[name] = type(default)(value)
+                    settings[name] = type(default)(value)       # a flag is a number in the file
         if not pieces:
             raise ValueError("it holds no pieces")
     except (OSError, ValueError, LookupError, struct.error, TypeError, AttributeError) as error:
@@ -55,8 +50,17 @@ def read_model(path):
     return pieces, settings
 
 
+def read_piece(fields, number):
+    """The fields of piece `number` -> (piece, score, type). ValueError for absurd ones."""
+    row = {1: b"", 2: bytes(4), 3: NORMAL} | dict(fields)       # a missing field has its default
+    piece, (score,) = row[1].decode(), struct.unpack("<f", row[2])
+    if len(piece) > LONGEST or not abs(score) < 1e38:
+        raise ValueError(f"piece {number} has {len(piece)} characters and the score {score}")
+    return piece, score, row[3]
+
+
 def read_sections(path, prefix, lower, later_prefix):
-    """(sections of a tokenizer.json, the special pieces of the file as added tokens).
+    """(sections of a tokenizer.json, its `added_tokens`).
 
     prefix: put a space before a text; None: as the file says. lower: lower-case the text first.
     later_prefix: if `prefix`, also put one before text that follows a special token.
@@ -90,13 +94,16 @@ def read_sections(path, prefix, lower, later_prefix):
                 "pre_tokenizer": cut,
                 "decoder": {"type": "Sequence", "decoders": decoders},
                 "model": model_section(pieces, model_type, fallback)}
+    return sections, added_tokens(pieces, prefix)
+
+
+def added_tokens(pieces, prefix):
+    """The added tokens of a tokenizer.json: the special pieces and those that a user defined."""
     # user-defined pieces are matched in the normalised text, where "▁▁" is two spaces
-    tokens = [{"id": i, "content": piece, "special": kind != USER_DEFINED, "single_word": False,
-               "lstrip": False, "rstrip": False,
-               "normalized": kind == USER_DEFINED and not prefix}
-              for i, (piece, _, kind) in enumerate(pieces)
-              if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
-    return sections, tokens
+    return [{"id": i, "content": piece, "special": kind != USER_DEFINED, "single_word": False,
+             "lstrip": False, "rstrip": False, "normalized": kind == USER_DEFINED and not prefix}
+            for i, (piece, _, kind) in enumerate(pieces)
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
 
 
 def replace_step(kind, pattern, content):

@@ -28,7 +28,7 @@ def read_fields(message):
         if kind == VARINT:
             fields.append((number, read_varint()))
             continue
-        sizes = {EIGHT_BYTES: 8, FOUR_BYTES: 4}
+        sizes = {EIGHT_BYTES: 8, FOUR_BYTES: 4}  # of an unknown kind: too large, so an error
         size = read_varint() if kind == BYTES else sizes.get(kind, len(message))
         if position + size > len(message):
             raise ValueError(f"it ends in the middle of field {number}")

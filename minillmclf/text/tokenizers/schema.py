@@ -124,13 +124,14 @@ def check(value, schema, source, place=""):
         raise InputError(f"{source}: {place} = {short(value)} (should be {should_be}): fetch the "
                          "file again")
 
-    if isinstance(schema, tuple) and not callable(schema[0]):
+    if isinstance(schema, tuple) and not callable(schema[0]):               # the only values
         if value not in schema:
             raise InputError(f"{source}: {place} = {short(value)} is not supported, only "
                              f"{', '.join(map(repr, schema))}")
     elif isinstance(schema, tuple):
-        if not schema[0](value):
-            fail(schema[1])
+        test, words = schema
+        if not test(value):
+            fail(words)
     elif not isinstance(value, type(schema)):
         fail("an object" if isinstance(schema, dict) else "a list")
     elif isinstance(schema, list) or "*" in schema:
@@ -191,7 +192,8 @@ def check_document(document, source):
 def read_merges(model, byte_pieces, source):
     """The merges of a "model" as (left, right): older files write "a b", newer ones ["a", "b"].
 
-    InputError unless the vocabulary has a piece for each byte and all pieces of each merge.
+    byte_pieces: piece -> byte. InputError unless the vocabulary has a piece for each byte ("<0x41>"
+    is not needed beside "A") and all pieces of each merge.
     """
     vocab, merges = model["vocab"], []
     missing = [piece for piece, byte in byte_pieces.items() if piece not in vocab

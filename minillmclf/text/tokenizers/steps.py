@@ -33,7 +33,7 @@ CHILDREN = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers",
             "post_processor": "processors"}
 GROWTH = 100  # a normalizer may make a text so many times longer; NFKC: up to 18 times
 MARKS = regex.compile(r"[\p{M}\uff9e\uff9f]{32,}")  # long runs; the last two: in NFKD only
-TRIM = rf"\A +|[ {META}]+\z"
+TRIM = rf"\A +|[ {META}]+\z"  # the spaces at the front of a text and at its end
 # pattern -> an equivalent one that takes n steps, not n^2, for a run of n spaces
 LINEAR = {TRIM: rf"\A[ {META}]+\z|\A +|(?<![ {META}])[ {META}]+\z"}
 
@@ -66,7 +66,7 @@ def normalizer(component, source="tokenizer.json"):
              for step in steps_of(component, "normalizer")]
 
     def normalise(text):
-        longest = 1000 + GROWTH * len(text)
+        length = len(text)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -75,10 +75,9 @@ def normalizer(component, source="tokenizer.json"):
                              "its bytes") from None
         for step in steps:
             text = step(text)
-            if len(text) > longest:
+            if len(text) > 1000 + GROWTH * length:
                 raise InputError(f"{source}: its normalizer makes {len(text)} characters of "
-                                 f"{(longest - 1000) // GROWTH}: remove the step of it that "
-                                 "writes so much")
+                                 f"{length}: remove the step of it that writes so much")
         return text
     return normalise
 
@@ -161,19 +160,20 @@ def check_trie(rules):
     """ValueError if a table of replacements points outside itself: SentencePiece would read there.
 
     rules: the length of the trie (4 bytes); the trie, 32-bit units as the library Darts-clone
-    writes them; texts, each ending in NUL. The upper bits of a unit are the offset of its children;
-    bit 8 says that one child is a leaf, which holds an offset into the texts.
+    writes them; texts, each ending in NUL. The bits of a unit from 10 on are the offset of its
+    children, in 256s if bit 9 is set; bit 8: one child is a leaf, which holds a place in the texts.
     """
     length = int.from_bytes(rules[:4], "little")
     texts = rules[4 + length:]
     if not length or length % 1024 or not texts.endswith(b"\0"):
         raise ValueError("it is cut short")
     units = np.frombuffer(rules[4:4 + length], "<u4").astype(np.int64)
-    children = np.arange(len(units)) ^ (units >> 10 << ((units & 512) >> 6))
+    offsets = (units >> 10) << np.where(units & 512, 8, 0)
+    children = np.arange(len(units)) ^ offsets  # the child for byte 0; for another: this ^ byte
     inner = units < 2**31  # the others are leaves
-    leaves = children[inner & (units & 256 > 0)]
+    leaves = children[inner & ((units & 256) > 0)]
     if (children[inner] | 255).max(initial=0) >= len(units) or \
-            (units[leaves] & 2**31 - 1).max(initial=0) >= len(texts):
+            (units[leaves] & (2**31 - 1)).max(initial=0) >= len(texts):
         raise ValueError("it leads outside itself")
     texts.decode("utf-8")
 

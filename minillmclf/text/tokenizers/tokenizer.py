@@ -114,8 +114,9 @@ class Tokenizer:
         words = []
         for part, added, first in self.split_added(text):
             if added is None:
-                for word in self.steps.cut(part, first):
-                    words += [(w, list(self.steps.ids(w))) for w in self.steps.words(word)]
+                for chunk in self.steps.cut(part, first):
+                    for word in self.steps.words(chunk):
+                        words.append((word, list(self.steps.ids(word))))
             else:
                 words.append((part, [added]))
         return words
@@ -125,8 +126,8 @@ class Tokenizer:
         ids, ids_of = [], self.steps.ids
         for part, added, first in self.split_added(text):
             if added is None:
-                for word in self.steps.cut(part, first):
-                    ids += ids_of(word)
+                for chunk in self.steps.cut(part, first):
+                    ids += ids_of(chunk)
             else:
                 ids.append(added)
         return ids
@@ -253,36 +254,36 @@ class AddedTokens:
 
 
 class Steps(NamedTuple):
-    """The steps of a tokenizer.json as functions. A part is the input of one `ids` call."""
+    """The steps of a tokenizer.json as functions. A chunk is what one call of `ids` reads."""
     normalise: Callable  # text -> text
-    cut: Callable        # (text, does the text begin here?) -> parts
-    ids: Callable        # part -> ids; never change this list, it is cached
+    cut: Callable        # (text, does the text begin here?) -> chunks
+    ids: Callable        # chunk -> ids; never change this list, it is cached
     join: Callable       # pieces -> text
-    words: Callable = lambda part: [part]  # part -> words; only WordPiece splits
+    words: Callable = lambda chunk: [chunk]  # chunk -> words; only WordPiece splits
 
 
 def build_steps(document, source):
     """The Steps of a checked document."""
-    model, normal = document["model"], document.get("normalizer")
+    model, normalizer = document["model"], document.get("normalizer")
     if model["type"] == "WordPiece":
-        normalise = wordpiece.normalizer(normal["lowercase"], normal.get("strip_accents"),
-                                         normal["handle_chinese_chars"])
+        normalise = wordpiece.normalizer(normalizer["lowercase"], normalizer.get("strip_accents"),
+                                         normalizer["handle_chinese_chars"])
         algorithm = wordpiece.WordPieceModel(
             model["vocab"], model["unk_token"], model["continuing_subword_prefix"],
             model["max_input_chars_per_word"])
         return Steps(normalise, lambda text, first: text.split(), cache_results(algorithm.ids),
                      algorithm.join, algorithm.words)
-    normalise = steps.normalizer(normal, source)
+    normalise = steps.normalizer(normalizer, source)
     cut = steps.pre_tokenizer(document.get("pre_tokenizer"), source)
     if model["type"] == "BPE" and not model.get("byte_fallback"):
         merges = read_merges(model, bpe.BYTE_OF, source)
         algorithm = bpe.BytePairModel(model["vocab"], merges,
                                       whole_words=model.get("ignore_merges", False))
         return Steps(normalise, cut, cache_results(algorithm.ids), bpe.join_pieces)
-    plain, spaced = (cut(normalise(text), True) for text in ("a", "  a"))
+    plain, spaced = (cut(normalise(text), True) for text in ("a", "  a"))  # tried on two texts
     join = functools.partial(unigram.join_pieces, prefixed=plain[0].startswith(steps.META),
                              collapsed=plain == spaced)
-    if model["type"] == "Unigram":  # it has a cache of its own, for short parts
+    if model["type"] == "Unigram":  # it has a cache of its own, for short chunks
         special = {token["content"] for token in document["added_tokens"]}
         ids = unigram.unigram_model(model["vocab"], model["unk_id"],
                                     model.get("byte_fallback", False), special, source)
@@ -296,5 +297,4 @@ def build_steps(document, source):
     return Steps(normalise, cut_words, cache_results(algorithm.ids), join)
 
 
-def cache_results(function):
-    return functools.lru_cache(2**16)(function)  # most words of a text are frequent ones
+cache_results = functools.lru_cache(2**16)  # most words of a text are frequent ones

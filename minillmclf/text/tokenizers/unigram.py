@@ -38,17 +38,18 @@ def unigram_model(pieces, unk_id, byte_fallback, special, source):
     if unk_id is None or not 0 <= unk_id < len(pieces):
         raise InputError(f"{source}: model.unk_id is {unk_id} for {len(pieces)} pieces; name the "
                          "unknown piece")
-    model = []  # the fields of a .model file
+    model = []  # the fields of a .model file, by their numbers: 1 a piece, 2 training, 3 normalizer
     for i, (piece, score) in enumerate(pieces):
         kind = CONTROL if piece in special else NORMAL
         if i == unk_id:
             kind = UNKNOWN
         elif kind == NORMAL and byte_fallback and piece in BYTE_PIECES:
             kind = BYTE
-        fields = {1: piece.encode(), 2: float(score), 3: kind}
-        model.append(encode_field(1, encode_fields(fields)))
-    fields = {35: byte_fallback, 40: unk_id, 45: pieces[unk_id][0].encode()}
-    model.append(encode_field(2, encode_fields(fields)))
+        row = {1: piece.encode(), 2: float(score), 3: kind}
+        model.append(encode_field(1, encode_fields(row)))
+    # byte_fallback, unk_id, unk_piece
+    training = {35: byte_fallback, 40: unk_id, 45: pieces[unk_id][0].encode()}
+    model.append(encode_field(2, encode_fields(training)))
     # no add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces: steps.py does these
     model.append(encode_field(3, encode_fields({3: 0, 4: 0, 5: 0})))
     try:
@@ -119,7 +120,7 @@ def join_pieces(pieces, prefixed, collapsed):
     front of the text were dropped, so all are.
     """
     pieces = list(pieces)
-    for n, piece in enumerate(pieces):
+    for n, piece in enumerate(pieces):      # to the first piece; if collapsed, to the first letter
         if prefixed or collapsed:
             pieces[n] = piece.removeprefix(META)
         if pieces[n] or not collapsed:

@@ -76,7 +76,7 @@ class WordPieceModel:
 
     def __init__(self, vocab, unk="[UNK]", prefix="##", longest=100):
         self.vocab, self.unk_id, self.prefix, self.longest = vocab, vocab[unk], prefix, longest
-        self.longest_piece = max(map(len, vocab))
+        self.longest_piece = max(map(len, vocab))              # in characters, as `longest`
         self.spaced_punctuation = CharacterTable(lambda c: f" {c} " if is_punctuation(c) else c)
 
     def words(self, text):
@@ -87,7 +87,7 @@ class WordPieceModel:
         return [i for word in self.words(text) for i in self.word_ids(word)]
 
     def word_ids(self, word):
-        """Cut off the longest piece in vocab until nothing is left; if none fits, -> [unk_id]."""
+        """Cut the longest piece in vocab off the front, again and again; if none fits, [unk_id]."""
         if len(word) > self.longest:
             return [self.unk_id]
         ids, start = [], 0
@@ -96,7 +96,7 @@ class WordPieceModel:
                 piece = word[start:end] if start == 0 else self.prefix + word[start:end]
                 if piece in self.vocab:
                     break
-            else:
+            else:                                      # no break: no piece fits
                 return [self.unk_id]
             ids.append(self.vocab[piece])
             start = end
