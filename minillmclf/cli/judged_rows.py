@@ -24,6 +24,7 @@ from .settings import Settings, read_settings
 
 HELD_OUT = "predictions.csv"             # of a fold's run: its held-out rows, and answers to them
 
+
 def record_file(folder):
     """The run.json of a run folder, or merge's copy of it beside a merged model -> its path."""
     own, merged = folder / "run.json", folder / MERGED_RECORD
@@ -69,8 +70,8 @@ def paths_read(a):
 
 def is_learned(record, tables):
     """Are these Tables the data that the run of a run.json was trained on, split into files as
-    then? A single file may have another name now."""
-    table = tables.get(None)
+    then? A single file may have another name now. tables: from text.data.read_tables."""
+    table = tables.get(None)                                   # the single file, None for a folder
     if (table is None) != (record["data"].get("split") == "files"):
         return False
     known = record["data"].get("sha256")
@@ -192,5 +193,5 @@ def held_out_rows(a, folder, record):
                          "held-out rows, as they were read: leave out --split, --text-column and "
                          "--label-column, or name other rows with --data")
     table = read_table(folder / HELD_OUT, "double")
-    columns = list(itertools.takewhile("label".__ne__, table.columns[1:]))
+    columns = list(itertools.takewhile(lambda name: name != "label", table.columns[1:]))
     return read_examples(table, columns), f"{record['data'].get('path')}, held-out rows of {part}"

@@ -78,10 +78,11 @@ def compare_with_run(s, folder, data):
 
 def differing_data(earlier, source):
     """What differs between the data in a run.json and a Dataset's source -> a list of names."""
-    hashes, now, other = earlier.get("sha256"), source["sha256"], {FOLD_LINES: ""}
+    hashes, now = earlier.get("sha256"), source["sha256"]
     if hashes == now:
         return []
-    if not isinstance(hashes, dict) or hashes | other != now | other:
+    same_lines = {FOLD_LINES: ""}                          # put into both: only files are compared
+    if not isinstance(hashes, dict) or hashes | same_lines != now | same_lines:
         return ["sha256 of the data"]
     before, after = earlier.get("split"), source["split"]
     return ["division into folds" + f" ({before} before, {after} now)" * (before != after)]
