@@ -32,7 +32,7 @@ def assign_rows(examples, seed):
     """-> the fold, 0 to FOLDS - 1, of each example. Equal texts share a fold, and the texts of a
     class are dealt evenly, in the order of sha256(seed, text). InputError for a class with fewer
     texts than FOLDS."""
-    label_of = {text_key(e.texts): e.label for e in reversed(examples)}      # the first one counts
+    label_of = {text_key(e.texts): e.label for e in reversed(examples)}  # of equals, the first
     for label in sorted({e.label for e in examples}):
         count = sum(own == label for own in label_of.values())
         if count < FOLDS:

@@ -60,10 +60,10 @@ def adapt_to_rows(s, data, given):
     learned = learned_rows(s, data, given)
     if not (s.few_rows == "on" or s.few_rows == "auto" and are_few(learned, data)):
         return s, ""
-    left_out = f"{rows_a_class(data.train, data):.0f} rows a class are few, but "
+    start = f"{rows_a_class(data.train, data):.0f} rows a class are few, but"
     if s.few_rows == "on":
-        left_out = "--few-rows on: "
-    left_out += "the settings for few rows are left out: "
+        start = "--few-rows on:"
+    left_out = f"{start} the settings for few rows are left out: "
     if reason := why_none_apply(s):
         return s, left_out + reason
     if s.few_rows == "auto" and are_several():

@@ -87,26 +87,26 @@ def choose_rows(a, folder, model):
     a: the command's flags; folder: of the model. InputError where the run's data have changed or
     are not found, where --quoting reads them in another way, and where --split has no rows.
     """
-    own, options, split = a.data is None, reading_options(model, a), a.split or "test"
+    named, options, split = a.data is not None, reading_options(model, a), a.split or "test"
     options["multi_label"] = model.task.MULTI_LABEL
     try:
         record = read_run_record(folder)
     except InputError:
-        if own:
+        if not named:
             raise
         record = {"data": {}}
     fold = is_fold(record)
-    if fold and own:
+    if fold and not named:
         return *held_out_rows(a, folder, record), True
-    name = read_settings({}, record_file(folder)).data if own else a.data
-    if own:
+    name = a.data if named else read_settings({}, record_file(folder)).data
+    if not named:
         refuse_lost_data(name, folder)
     tables = read_tables(name, options.get("quoting", "auto"))
     learned, table = is_learned(record, tables), tables.get(None)
-    if own and not learned:                                    # train rows may be test rows now
+    if not (named or learned):                                 # train rows may be test rows now
         raise InputError(f"{name}: has changed since {folder} was trained on it: name rows "
                          "that it has not learned with --data")
-    if learned and fold and not (split_column(table) and split == "test"):
+    if learned and fold and not (split_column(table) and split == "test"):    # marked test: in no fold
         return *held_out_rows(a, folder, record), True
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None

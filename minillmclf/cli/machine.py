@@ -132,5 +132,5 @@ def memory_of_run(s, model, encoded):
         yield
 
 
-# the weights, where several processes hold parts of them; is this the process that writes files?
+# gather_weights: whole weights from the parts that processes hold; writes_files: the main process?
 gather_weights, writes_files = parallel.gather_model, parallel.is_main_process

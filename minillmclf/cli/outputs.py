@@ -17,8 +17,8 @@ except ImportError:                                    # Windows
 def check_out_path(out, inputs):
     """What check_out_file and check_out_folder share -> (Path, does it exist?).
 
-    inputs: list of (option, path or None) that the command reads. InputError if `out` is one of
-    these, is inside one, or is the folder that holds one of these files; or is no name of a file.
+    inputs: list of (option, path or None) that the command reads. InputError if `out` cannot be a
+    file's name, is one of the inputs, lies inside one, or is the folder in which one lies.
     """
     path = Path(out)
     try:

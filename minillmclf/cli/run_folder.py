@@ -89,7 +89,8 @@ def differing_data(earlier, source):
 
 
 def training_folder(s, out, data, overwrite=False):
-    """The folder to train in: OUT, or OUT/.new if the run is to replace what lies in OUT."""
+    """The folder to train in: OUT; or OUT/.new if the run is to replace what lies in OUT, or goes
+    on with such a run that was stopped."""
     if overwrite:
         is_taken = any((out / name).exists() for name in MODEL_FILES)
         return out / NEW_RUN if is_taken else out
@@ -109,7 +110,7 @@ def finished_record(s, out, data, overwrite=False):
     """The record of this run if it is finished in OUT, else None.
 
     Without `overwrite`, InputError if OUT holds another run, or a model without a run.json. A run
-    that has saved no state is none: a new one may have other settings.
+    that has saved no state does not count as another.
     """
     for name in RUN_FILES:                  # InputError if one is the model or the data itself
         check_out_path(out / name, [("--model", find_model(s.model)), ("--data", s.data)])

@@ -169,7 +169,7 @@ def run_all(runs, labels, sha256, metric):
     its parent, so this process must stay small until the last model is trained.
     """
     spent, trained = [], sum(not run.configuration.is_baseline for run in runs)
-    for place, run in enumerate(sorted(runs, key=lambda run: run.configuration.is_baseline), 1):
+    for number, run in enumerate(sorted(runs, key=lambda run: run.configuration.is_baseline), 1):
         started = time.monotonic()
         run.record, is_new = run_once(run, sha256)
         seconds, took = time.monotonic() - started, "finished before"
@@ -178,10 +178,10 @@ def run_all(runs, labels, sha256, metric):
             took = duration_text(seconds)
         result = (f"dev {metric} {run.record['dev'][metric]:.3f}" if run.is_finished else
                   f"not possible: {run.record['reason']}")
-        if spent and place < trained:
-            took += f"; about {duration_text(sum(spent) / len(spent) * (trained - place))} left"
+        if spent and number < trained:
+            took += f"; about {duration_text(sum(spent) / len(spent) * (trained - number))} left"
         title = configuration_title(run.configuration, labels)
-        print(f"[{place} of {len(runs)}] {title}, {run.size} rows a class, seed {run.seed}: "
+        print(f"[{number} of {len(runs)}] {title}, {run.size} rows a class, seed {run.seed}: "
               f"{result}, {took}", flush=True)
 
 

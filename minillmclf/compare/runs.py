@@ -143,8 +143,8 @@ def last_error(path):
 
 def run_train(folder, overwrite, timed):
     """Train with the settings in the folder's cell.json -> results, for the record: "split" (test,
-    or dev without test rows), "dev" and "test" (metrics; "test" of that split), and costs. timed:
-    measure ms_per_text."""
+    or dev without test rows), "dev" and "test" (metrics; "test" of that split), COSTS and more.
+    timed: is ms_per_text measured?"""
     files = {"printed": folder / "stdout.txt", "errors": folder / "stderr.txt"}
     again = ["--overwrite"] if overwrite else []
     code = run_module("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,

@@ -34,9 +34,9 @@ def read_comparison(folder):
 
 
 def other_source(folder, data):
-    """What a comparison is of, as "other rows than my.csv has now (its --data is a.csv)"; "" if it
-    is of the rows and columns of a Dataset. An earlier version has written no "source": then the
-    path and the flags tell."""
+    """What a comparison is of that a Dataset is not: "other rows than my.csv has now (its --data is
+    a.csv)"; "" if it has the same rows and columns. An earlier version has written no "source":
+    then the path and the flags tell."""
     settings, here, path = read_comparison(folder), source_of(data), data.source["path"]
     own = settings.get("data", Settings().data)
     if (known := settings.get("source")) is None:

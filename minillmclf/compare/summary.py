@@ -97,9 +97,9 @@ def table_row(runs, label, metric, predictions):
     test = {name: [record["test"][name] for record in records] for name in METRICS}
     costs = {key: [record[key] for record in records if record[key] is not None]
              for key in ("memory_mb", "train_seconds", "ms_per_text")}
-    name = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
+    model = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
     return {
-        "model": name.removesuffix(c.label_suffix),
+        "model": model.removesuffix(c.label_suffix),
         "method": "" if c.is_baseline else c.settings.method,
         "readout": "" if c.is_baseline else c.settings.readout, "label": label,
         "settings": c.row_settings, "size": runs[0].size, "split": records[0]["split"],

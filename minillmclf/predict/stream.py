@@ -21,7 +21,8 @@ WINDOW = 4096                   # rows: many batches, so that in most the texts 
 LINE_SECONDS = 10               # between two lines of progress
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-NOT_OURS = ("has a broken record", "has another kind of record")
+NOT_OURS = ("has a broken record", "has another kind of record")      # why a part is not continued
+ANOTHER = "is of another "                       # how the reason begins if its answers are sound
 OPEN_FILES_STAY = os.name == "nt"                # Windows cannot rename or remove an open file
 
 
@@ -131,7 +132,7 @@ class PartFile:
         if why in NOT_OURS and not self.overwrite:
             raise InputError(f"{self.record}: {why}: remove it, choose another --out, or "
                              "--overwrite")
-        windows, other = read(), why.startswith("is of another ")     # sound, but not ours
+        windows, other = read(), why.startswith(ANOTHER)
         if not why and skip_windows(windows, record["rows"]) != record.get("sha256"):
             why, other = "is of other rows", True
         if other and not self.overwrite:
@@ -163,7 +164,7 @@ class PartFile:
         if self.part_size() < left:
             return record, "holds less than its record says"
         if other := [name for name in made | mine if made.get(name) != mine.get(name)]:
-            return record, f"is of another {' and '.join(other) if mine else 'input'}"
+            return record, f"{ANOTHER}{' and '.join(other) if mine else 'input'}"
         while left and (block := self.file.read(min(left, 2**20))):
             self.hash.update(block)
             left -= len(block)
