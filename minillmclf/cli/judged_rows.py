@@ -106,7 +106,7 @@ def choose_rows(a, folder, model):
     if not (named or learned):                                 # train rows may be test rows now
         raise InputError(f"{name}: has changed since {folder} was trained on it: name rows "
                          "that it has not learned with --data")
-    if learned and fold and not (split_column(table) and split == "test"):    # marked test: in no fold
+    if learned and fold and not (split_column(table) and split == "test"):   # test: in no fold
         return *held_out_rows(a, folder, record), True
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None
