@@ -7,6 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
+from ..cli.checks import unread_settings
 from ..cli.settings import FEW, Settings, flag, is_switch, with_current_names
 
 RULE_OF_THUMB = """\
@@ -51,7 +52,9 @@ def measured_flags(comparison, row):
     if row["readout"] != "head":
         flags["readout"] = row["readout"]
     pairs = f"{own},{row['settings']}".split(",")
-    return flags | with_current_names(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+    of_row = with_current_names(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+    unread = unread_settings(vars(Settings()) | flags | of_row)       # only other rows read these
+    return {key: value for key, value in flags.items() if key not in unread} | of_row
 
 
 def advise(facts):
