@@ -216,6 +216,9 @@ def test_a_models_own_settings_and_those_of_all_are_flags():
                      "lr": "0.1", "pool": "mean", "epochs": "2"}
     made["settings"]["models"] = None                      # which check_fields allows
     assert measured_flags(made, row("bert"))["model"] == "bert"
+    made["settings"] |= {"methods": ["full", "lora"], "rank": 16}
+    assert measured_flags(made, row("bert", method="lora"))["rank"] == 16
+    assert "rank" not in measured_flags(made, row("bert")), "train refuses --rank with full"
 
 
 def test_the_printed_command_makes_the_run_of_the_comparison_again(tmp_path, call):

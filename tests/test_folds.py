@@ -599,6 +599,8 @@ def test_the_command_refuses(place, call, tmp_path):
             tmp_path, *given("--sample", bad))
     write(bad, ("id", "weather", "garden"), [row[:3] for row in ids])
     refused(call, ["bad.csv", "3 classes"], tmp_path, *given("--sample", bad))
+    write(bad, ("id", "0", "1", "2"), ids)            # numbers of classes are not their names
+    refused(call, ["bad.csv", "garden, kitchen, weather"], tmp_path, *given("--sample", bad))
     write(bad, ("id", *LABELS), [*ids[:10], (77, 1, 0, 0)])
     refused(call, ["bad.csv", "1 of 11 ids", "2 of its 12", "'77'"],
             tmp_path, *given("--sample", bad))

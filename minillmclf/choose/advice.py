@@ -7,6 +7,7 @@ import math
 import shlex
 from pathlib import Path
 
+from ..cli.checks import unread_settings
 from ..cli.settings import FEW, Settings, flag, is_switch, with_current_names
 
 RULE_OF_THUMB = """\
@@ -22,7 +23,7 @@ WHY = {"encoder": "to classify, an encoder is fastest",
        "decoder": "a decoder writes and classifies",
        "encoder-decoder": "an encoder-decoder is made for text to text"}
 UNBALANCED = 5             # above this ratio of largest to smallest class, weights are advised
-FEW_ROWS_GAIN = {"contrastive": "0.686", "full": "0.627"}    # tickets, MiniLM, 10 rows a class
+FEW_ROWS_GAIN = {"contrastive": "0.686", "full": "0.627"}    # accuracy: tickets, MiniLM, 10 rows
 FEW_CUT_SHARE = 0.05       # if a larger share of the texts is cut, something is advised
 
 
@@ -51,7 +52,9 @@ def measured_flags(comparison, row):
     if row["readout"] != "head":
         flags["readout"] = row["readout"]
     pairs = f"{own},{row['settings']}".split(",")
-    return flags | with_current_names(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+    of_row = with_current_names(dict(pair.split("=", 1) for pair in pairs if "=" in pair))
+    unread = unread_settings(vars(Settings()) | flags | of_row)       # only other rows read these
+    return {key: value for key, value in flags.items() if key not in unread} | of_row
 
 
 def advise(facts):
@@ -79,8 +82,8 @@ def advise_by_rules(facts):
     data, purpose = facts["data"], facts["purpose"]
     model, flags, why = first_fitting_model(facts)
     preference, texts, long = data["preference"], data["texts"], model["median"] > model["limit"]
-    rows = max(1, facts["rows_at_once"] // Settings().max_windows)
-    rules = [         # (does it apply?, unless one of these flags is set, flags, reason)
+    rows = max(1, facts["rows_at_once"] // Settings().max_windows)   # each of up to max_windows
+    rules = [         # (does it apply?, flags that rule it out if they are set, flags, reason)
         (purpose != "classify", (),
          {"readout": "labels"}, "label texts leave it a model that writes"),
         (texts > 2 and not preference, ("readout",),

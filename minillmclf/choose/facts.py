@@ -47,8 +47,10 @@ def rows_at_once(s):
 def model_facts(name, data, s, machine):
     """Lengths in this model's tokens, and the memory that each method takes -> dict.
 
-    A model that is larger than the free memory is not loaded: then its weights are counted, but not
-    its activations.
+    "median", "p95": of the texts' lengths; "limit": tokens that the model takes; "over": share of
+    the texts that are longer; "length": of the texts for which memory is counted; "label_tokens":
+    of all label texts together; "methods": from `method_facts`. A model that is larger than the
+    free memory is not loaded: then its weights are counted, but not its activations.
     """
     folder = find_model(name)
     most = s.max_length or sentence_settings(folder).get("max_length")       # as train has it
@@ -58,10 +60,9 @@ def model_facts(name, data, s, machine):
                for rows in splits.values() for texts in rows]
     weights = 4 * sum(p.numel() for p in empty.parameters())
     free = machine["memory"]["free"]
-    backbone, head, loaded = empty.backbone, empty.head, free is None or weights <= free
-    if loaded:
-        filled = Classifier.from_backbone(folder, data.labels)
-        backbone, head = filled.backbone, filled.head
+    is_loaded = free is None or weights <= free
+    model = Classifier.from_backbone(folder, data.labels) if is_loaded else empty
+    backbone, head = model.backbone, model.head
     limit, p95 = empty.max_length, percentile(lengths, 95)
     facts = {"name": str(name), "kind": backbone.KIND, "median": percentile(lengths, 50),
              "p95": p95, "limit": limit, "over": sum(n > limit for n in lengths) / len(lengths),
@@ -70,12 +71,13 @@ def model_facts(name, data, s, machine):
                          for split, rows in splits.items()},
              "label_tokens": sum(len(empty.tokenizer.ids(label)) for label in data.labels)}
     facts["methods"] = [method_facts(method, backbone, head, facts["length"], s, machine["room"],
-                                     loaded) for method in MEASURED_METHODS]
+                                     is_loaded) for method in MEASURED_METHODS]
     return facts
 
 
-def method_facts(method, backbone, head, length, s, room, loaded):
-    """Memory to train by a method -> dict, with a "reason" if it is not known. room: free bytes."""
+def method_facts(method, backbone, head, length, s, room, is_loaded):
+    """Memory to train by a method -> dict, with a "reason" if it is not known. room: free bytes, or
+    None; "fits": None if it is not known; "at_least": are the activations left out of "bytes"?"""
     try:
         trained, state, of_text = training_memory(backbone, head, method, length)
     except InputError as error:
@@ -87,9 +89,9 @@ def method_facts(method, backbone, head, length, s, room, loaded):
     rows = rows_at_once(s)
     needed = step_bytes(state, trained, rows * of_text, rows < s.batch_size)
     fits = None if room is None else needed <= USABLE * room
-    if fits and not loaded:                                # activations are not counted
+    if fits and not is_loaded:                             # activations are not counted
         fits = None
-    return {"method": method, "trainable": trained, "bytes": needed, "at_least": not loaded,
+    return {"method": method, "trainable": trained, "bytes": needed, "at_least": not is_loaded,
             "fits": fits}
 
 

@@ -46,11 +46,11 @@ def choose(a, given):
 
 def data_lines(data, models):
     """Rows, classes and lengths -> lines."""
-    rows, classes, texts = data["rows"], len(data["labels"]), f"{data['texts']} texts a row"
+    rows, classes = data["rows"], len(data["labels"])
+    texts = {1: "one text a row", 2: "a pair of texts a row"}.get(data["texts"],
+                                                                  f"{data['texts']} texts a row")
     if data["preference"]:
         texts = "a preference triple a row"
-    elif data["texts"] <= 2:
-        texts = ["one text a row", "a pair of texts a row"][data["texts"] - 1]
     remedy = ": --class-weights balanced" if data["imbalance"] > UNBALANCED else ""
     lines = ["what the data say",
              f"  {sum(rows.values()):,} rows ({rows['train']:,} train, {rows['dev']:,} dev, "
@@ -59,7 +59,7 @@ def data_lines(data, models):
              f"the largest {data['imbalance']:.1f} times as many{remedy}",
              *(f"  WARNING: {line}" for line in data["warnings"]),
              LENGTHS_LINE.format("tokens", "kind", "median", "95 %", "it takes", "longer",
-                            "classes x tokens of a label text")]
+                                 "classes x tokens of a label text")]
     for m in models:
         numbers = [f"{m[key]:,}" for key in ("median", "p95", "limit")]
         lines.append(LENGTHS_LINE.format(

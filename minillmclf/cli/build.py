@@ -14,7 +14,7 @@ from ..tuning.frozen import half_modules
 from ..tuning.quant_files import has_four_bits
 from .device import check_device, device_lines, move
 
-ROUNDED = 1e-5                 # of a probability
+ROUNDED = 1e-5                 # a probability may differ by so much from rounding alone
 # truncation_side -> what is kept of a text (text/cutting.py)
 KEPT_END = {"right": "head", "left": "tail", "middle": "head+tail", "both": "middle"}
 
@@ -40,7 +40,9 @@ def refuse_adapter_of_random_weights(s):
 
 def own_head_note(settings):
     """settings: of run.json -> [a line] if transformers cannot load the run's head, or reads less
-    than it does, else []."""
+    of a text than it does, else []."""
+    if settings.get("readout", "head") != "head":
+        return []
     pool, windows = settings.get("pool", "family"), settings.get("windows", "none")
     side, is_lora = settings.get("truncation_side"), settings.get("method") in LORA_METHODS
     lacks, loads = "transformers has no head that", ": for a model to load there, train with"
@@ -54,14 +56,12 @@ def own_head_note(settings):
            (is_lora and (settings.get("max_length") or side == "left"), "with this adapter "
             "transformers cuts a long text where the base's tokenizer says, not where this run "
             "does: for a model to load there, merge it with python -m minillmclf.merge")]
-    if settings.get("readout", "head") != "head":
-        return []
     return [line for applies, line in own if applies][:1]
 
 
 def other_names_note(s, model):
-    """-> [a line] if transformers, which knows the names of an adapter's classes from the base
-    alone, gives this run's classes others, else []."""
+    """-> [a line] if transformers would call this run's classes by other names, else []. It takes
+    the names of an adapter's classes from the base."""
     names = model.config.get("id2label") or {}                    # of the base
     names = [names.get(str(number)) for number in range(len(names))]
     wrong = [i for i, (one, other) in enumerate(zip(names, model.labels)) if one != other]

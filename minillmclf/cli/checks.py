@@ -28,12 +28,12 @@ GOES_WITH = (            # (setting, values, names): names are read only with on
     ("method", ("houlsby", "pfeiffer"), "adapter_size"),
     ("method", ("prefix", "prompt"), "virtual_tokens"),
     ("method", ("prefix",), "projection"),
-    ("method", METHODS[:1] + METHODS[2:9], "layer_decay"))      # not head, prefix, prompt
+    ("method", tuple(m for m in METHODS if m not in ("head", "prefix", "prompt")), "layer_decay"))
 SINGLE_LABEL_ONLY = ("readout", "preference", "swap", "rows_per_class", "label_smoothing",
                      "sampling", "focal_gamma")
 PATIENCE = "--patience {patience} waits for a better result on dev rows: --dev split"
-WITHOUT_EFFECT = (       # (a setting that the user gave, has it no effect?, the error); runs of
-    # earlier versions have such settings, and are read
+WITHOUT_EFFECT = (       # (name, has this setting no effect?, the error). Refused only if the user
+    # gave it: a run.json of an earlier version may have such a setting
     ("patience", lambda s: s.patience and s.dev == "none", PATIENCE),
     ("head_lr", lambda s: s.objective == "contrastive" and s.head_lr,
      "--objective contrastive learns a body at --lr, and its last layer is a probe: leave out "
@@ -100,9 +100,10 @@ CONTRADICTIONS = (       # (is it one?, the error)
 
 
 def check(s, given=()):
-    """InputError for a wrong value, for two that contradict each other, or for an unused one. -> s
+    """InputError for a wrong value, for two that contradict each other, or for an unused one.
 
-    s: Settings; given: names that the user set. If they are unused, even their default is refused.
+    s: Settings, which are returned; given: names that the user set. If one of these is not used,
+    even its default is refused.
     """
     for f in fields(s):
         refuse_unknown(flag(f.name), getattr(s, f.name), f.metadata["choices"])
@@ -159,7 +160,8 @@ def unread_settings(values):
     for key, wanted, names in GOES_WITH:
         value = method_kind(values[key]) if key == "method" else values[key]
         if key in unread or value not in wanted:
-            either = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
+            *first, last = wanted
+            either = f"{', '.join(first)} or {last}" if first else last
             reason = unread.get(key, f"{flag(key)} {either}")
             unread = {**dict.fromkeys(names.split(), reason), **unread}   # the first reason stays
     return unread

@@ -32,7 +32,7 @@ def assign_rows(examples, seed):
     """-> the fold, 0 to FOLDS - 1, of each example. Equal texts share a fold, and the texts of a
     class are dealt evenly, in the order of sha256(seed, text). InputError for a class with fewer
     texts than FOLDS."""
-    label_of = {text_key(e.texts): e.label for e in reversed(examples)}
+    label_of = {text_key(e.texts): e.label for e in reversed(examples)}  # of equals, the first
     for label in sorted({e.label for e in examples}):
         count = sum(own == label for own in label_of.values())
         if count < FOLDS:
@@ -89,14 +89,16 @@ def choose_epoch(found, metric):
     """The metrics of each epoch -> the best epoch, from 1; ties are broken as in the loop."""
     best = 1
     for epoch, metrics in enumerate(found, 1):
-        best = epoch if is_better(metric, metrics, found[best - 1]) else best
+        if is_better(metric, metrics, found[best - 1]):
+            best = epoch
     return best
 
 
 def answer_held_out(s, data, stop, say):
     """-> for each epoch {name of a metric: value} over all training rows, each row answered by the
     model that has not learned it; None if the user stopped."""
-    folds, targets, logits = assign_rows(data.train, s.seed), [], []
+    folds, targets = assign_rows(data.train, s.seed), []
+    logits = []                                 # of each fold: a tensor (n, C) for each epoch
     for fold in range(FOLDS):
         learned = [example for example, own in zip(data.train, folds) if own != fold]
         held_out = [example for example, own in zip(data.train, folds) if own == fold]
@@ -105,8 +107,8 @@ def answer_held_out(s, data, stop, say):
         if answers is None:
             return None
         targets, logits = targets + list(dev.targets), [*logits, answers]
-    return [model.task.measure(model.probabilities(torch.cat(parts)), targets)   # parts: (n, C)
-            for parts in zip(*logits)]
+    return [model.task.measure(model.probabilities(torch.cat(parts)), targets)
+            for parts in zip(*logits)]          # any fold's model would do: all have the same task
 
 
 def fit_fold(s, data, learned, held_out, stop):

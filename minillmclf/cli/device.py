@@ -17,7 +17,6 @@ from ..errors import InputError
 from .memory_limit import group_limits
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"      # cuBLAS reads it when its first product is computed
-
 CHECKED_ROWS = 32              # that `auto` answers in both precisions
 LARGEST_CHANGE = 0.05          # if a probability of them moves by more, `auto` stays in fp32
 
@@ -25,7 +24,9 @@ LARGEST_CHANGE = 0.05          # if a probability of them moves by more, `auto` 
 def device_of(name):
     """--device -> the name of a device; "auto" is "cuda" where CUDA is there, else "cpu"."""
     import torch
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(name):
@@ -156,9 +157,10 @@ def machine_line():
     device = torch.device(device_of("auto"))
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     fast = is_bf16_fast(device)
-    advice = "bf16 is faster than fp32: --precision auto of predict and evaluate" if fast else \
-        "bf16 is not faster than fp32"
-    if device.type == "cuda" and not fast:
+    advice = "bf16 is not faster than fp32"
+    if fast:
+        advice = "bf16 is faster than fp32: --precision auto of predict and evaluate"
+    elif device.type == "cuda":
         advice += ", fp16 is: --precision fp16 of train"
     return f"this machine: {device_text(device)}{threads}; {advice}"
 
@@ -205,13 +207,13 @@ def choose_precision(model, device, texts):
         return "fp32", "in fp32: bf16 is not faster here"
     if not texts:
         return "fp32", "in fp32: there is no row to try bf16 on"
-    whole, before = copy.deepcopy(model.backbone), model.predict(texts)
+    in_fp32, before = copy.deepcopy(model.backbone), model.predict(texts)
     convert_to_bf16(model.backbone)
     after = model.predict(texts)
     change, same = abs(after - before).max(), model.answers(after) == model.answers(before)
     if same and change <= LARGEST_CHANGE:
         return "bf16", (f"in bf16: the first {len(texts)} answers stay the same, no probability "
                         f"moves by more than {change:.2g}")
-    model.backbone = whole
+    model.backbone = in_fp32
     return "fp32", (f"in fp32: bf16 moves a probability of the first {len(texts)} rows by "
                     f"{change:.2g}{'' if same else ' and changes an answer'}")

@@ -60,10 +60,10 @@ def adapt_to_rows(s, data, given):
     learned = learned_rows(s, data, given)
     if not (s.few_rows == "on" or s.few_rows == "auto" and are_few(learned, data)):
         return s, ""
-    left_out = f"{rows_a_class(data.train, data):.0f} rows a class are few, but "
+    start = f"{rows_a_class(data.train, data):.0f} rows a class are few, but"
     if s.few_rows == "on":
-        left_out = "--few-rows on: "
-    left_out += "the settings for few rows are left out: "
+        start = "--few-rows on:"
+    left_out = f"{start} the settings for few rows are left out: "
     if reason := why_none_apply(s):
         return s, left_out + reason
     if s.few_rows == "auto" and are_several():
@@ -85,8 +85,8 @@ def adapt_to_rows(s, data, given):
 
 
 def learned_rows(s, data, given):
-    """The rows that are learned once the settings for few rows are chosen -> list of Examples: with
-    the dev rows that were held out of train, unless --dev split keeps these. given: as above."""
+    """The rows that are learned once the settings for few rows are chosen -> list of Examples: also
+    the dev rows held out of train, unless --dev split keeps them. given: as in `adapt_to_rows`."""
     dev = s.dev if "dev" in given else choose_dev(s, data)
     return hold_out_as_asked(replace(s, dev=dev), replace(data)).train      # data stays as it is
 
@@ -103,7 +103,7 @@ def are_few(learned, data):
 
 
 def why_none_apply(s):
-    """Why no setting for few rows applies to the way that texts are read, or ""."""
+    """Why the settings for few rows do not suit the way that texts are read, or ""."""
     for name, wanted in (("readout", "head"), ("windows", "none"), ("preference", "none")):
         if getattr(s, name) != wanted:
             return f"they are for {flag(name)} {wanted}"
@@ -112,9 +112,9 @@ def why_none_apply(s):
 
 def choose_dev(s, data):
     """-> the --dev for few rows: none where train held out the dev rows, and test rows remain."""
-    held_out = data.source["dev_from_train"] and data.test and not s.rows_per_class
     if s.multi_label == "on" or why_none_apply(s):           # thresholds are fitted on dev rows
         return s.dev
+    held_out = data.source["dev_from_train"] and data.test and not s.rows_per_class
     return "none" if held_out else s.dev
 
 

@@ -15,27 +15,25 @@ from .device import check_device, device_text, memory_of
 from .memory import size_text, step_bytes, training_memory
 
 USABLE = 0.8               # share of the free memory; the rest is for short-lived tensors
+# changes of the settings that save memory, from the one that saves least
+LESS_STATE = ({"dtype": "bf16"}, {"method": "lora"}, {"method": "lora", "dtype": "bf16"},
+              {"method": "qlora"}, {"method": "qlora", "dtype": "bf16"})
 
 
 def fit_line(table, device):
     """Does a step fit into what is free on a torch.device, and with which switch? -> a line.
     table: of `switch_table`."""
-    free, (_, _, plain) = memory_of(device)["free"], table[0]
+    free, (_, _, as_it_is) = memory_of(device)["free"], table[0]
     if free is None:
         return f"how much memory is free on {device_text(device)} is not known here"
     told = f"{size_text(free)} are free on {device_text(device)}: "
-    if plain <= USABLE * free:
+    if as_it_is <= USABLE * free:
         return told + "a step fits"
     enough = [flags for flags, _, needed in table[1:] if needed <= USABLE * free]
     if enough:
         return told + f"a step does not fit, with {enough[0]} it does"
     return told + ("with none of these switches a step fits: --method lora or qlora, --dtype bf16, "
                    "or a smaller model")
-
-
-# what takes less than a run as it is, from little to much
-LESS_STATE = ({"dtype": "bf16"}, {"method": "lora"}, {"method": "lora", "dtype": "bf16"},
-              {"method": "qlora"}, {"method": "qlora", "dtype": "bf16"})
 
 
 def least_bytes(s, labels, fields):

@@ -24,6 +24,7 @@ from .settings import Settings, read_settings
 
 HELD_OUT = "predictions.csv"             # of a fold's run: its held-out rows, and answers to them
 
+
 def record_file(folder):
     """The run.json of a run folder, or merge's copy of it beside a merged model -> its path."""
     own, merged = folder / "run.json", folder / MERGED_RECORD
@@ -69,8 +70,8 @@ def paths_read(a):
 
 def is_learned(record, tables):
     """Are these Tables the data that the run of a run.json was trained on, split into files as
-    then? A single file may have another name now."""
-    table = tables.get(None)
+    then? A single file may have another name now. tables: from text.data.read_tables."""
+    table = tables.get(None)                                   # the single file, None for a folder
     if (table is None) != (record["data"].get("split") == "files"):
         return False
     known = record["data"].get("sha256")
@@ -86,26 +87,26 @@ def choose_rows(a, folder, model):
     a: the command's flags; folder: of the model. InputError where the run's data have changed or
     are not found, where --quoting reads them in another way, and where --split has no rows.
     """
-    own, options, split = a.data is None, reading_options(model, a), a.split or "test"
+    named, options, split = a.data is not None, reading_options(model, a), a.split or "test"
     options["multi_label"] = model.task.MULTI_LABEL
     try:
         record = read_run_record(folder)
     except InputError:
-        if own:
+        if not named:
             raise
         record = {"data": {}}
     fold = is_fold(record)
-    if fold and own:
+    if fold and not named:
         return *held_out_rows(a, folder, record), True
-    name = read_settings({}, record_file(folder)).data if own else a.data
-    if own:
+    name = a.data if named else read_settings({}, record_file(folder)).data
+    if not named:
         refuse_lost_data(name, folder)
     tables = read_tables(name, options.get("quoting", "auto"))
     learned, table = is_learned(record, tables), tables.get(None)
-    if own and not learned:                                    # train rows may be test rows now
+    if not (named or learned):                                 # train rows may be test rows now
         raise InputError(f"{name}: has changed since {folder} was trained on it: name rows "
                          "that it has not learned with --data")
-    if learned and fold and not (split_column(table) and split == "test"):
+    if learned and fold and not (split_column(table) and split == "test"):   # test: in no fold
         return *held_out_rows(a, folder, record), True
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None
@@ -192,5 +193,5 @@ def held_out_rows(a, folder, record):
                          "held-out rows, as they were read: leave out --split, --text-column and "
                          "--label-column, or name other rows with --data")
     table = read_table(folder / HELD_OUT, "double")
-    columns = list(itertools.takewhile("label".__ne__, table.columns[1:]))
+    columns = list(itertools.takewhile(lambda name: name != "label", table.columns[1:]))
     return read_examples(table, columns), f"{record['data'].get('path')}, held-out rows of {part}"

@@ -1,4 +1,5 @@
-"""What a run needs of its machine: one process or several, memory, versions of libraries."""
+"""What the loop of a run needs: a loss function, a step and a Store for one process or several, the
+probe; and of the machine: versions of libraries, peak memory, caches."""
 import functools
 import platform
 import sys
@@ -88,10 +89,10 @@ def add_probe(s, model, train, hooks):
     contrastive = s.objective == "contrastive"
     if s.head_init != "probe" and not contrastive:
         return
-    answers = contrastive or not (s.epochs or s.min_steps)                       # as it is
+    is_final = contrastive or not (s.epochs or s.min_steps)     # no step of the loop changes it
     fit_head = functools.partial(fit_probe, model, train,
                                  model.task.build_objective(s, train.targets), s.eval_batch_size,
-                                 L2_PENALTY if answers else L2_PENALTY_AT_START)
+                                 L2_PENALTY if is_final else L2_PENALTY_AT_START)
     if contrastive:
         hooks.before_dev = fit_head
     else:
@@ -103,10 +104,10 @@ def step_and_store(s, model, targets, folder, stop, say):
 
     The function checks the first gradients and says in which module a NaN or infinity arose.
     """
-    take_step, store = loop.take_step, Store
+    take_step, make_store = loop.take_step, Store
     if parallel.is_distributed():
-        take_step, store = parallel.take_step, parallel.SharedStore
-    objective, store = objective_of(s, model, targets), store(folder, stop)
+        take_step, make_store = parallel.take_step, parallel.SharedStore
+    objective, store = objective_of(s, model, targets), make_store(folder, stop)
     step = functools.partial(take_step, objective=objective)
     if s.precision == "fp16":
         if device_kind(s.device) == "cpu":
@@ -114,8 +115,9 @@ def step_and_store(s, model, targets, folder, stop, say):
         loss_scale = fp16.LossScale()
         step = fp16.step_in_fp16(take_step, objective, loss_scale)
         store = fp16.keep_scale(store, loss_scale)
-    probed = [f"head.out.{name}" for name, _ in model.head.out.named_parameters()] \
-        if s.objective == "contrastive" else []
+    probed = []                                 # parameters that get no gradient, which is no fault
+    if s.objective == "contrastive":
+        probed = [f"head.out.{name}" for name, _ in model.head.out.named_parameters()]
     return name_memory_switch(check_first_steps(locate_divergence(step), say, probed)), store
 
 
@@ -130,5 +132,5 @@ def memory_of_run(s, model, encoded):
         yield
 
 
-# the weights, where several processes hold parts of them; is this the process that writes files?
+# gather_weights: whole weights from the parts that processes hold; writes_files: the main process?
 gather_weights, writes_files = parallel.gather_model, parallel.is_main_process

@@ -120,7 +120,8 @@ def step_bytes(state, trained, activations, accumulating=False):
     """The most bytes that a step takes. state: `state_bytes`; trained: number of parameters;
     activations: bytes; accumulating: are there micro-batches? From the second on, the gradients of
     the earlier ones exist beside its activations."""
-    return state + (4 * trained + activations if accumulating else max(4 * trained, activations))
+    gradients = 4 * trained
+    return state + (gradients + activations if accumulating else max(gradients, activations))
 
 
 # ---------------------------------------------------------------- activations, measured

@@ -5,8 +5,10 @@ lies in a folder of /sys/fs/cgroup, and the limits of all folders above it hold 
 """
 from pathlib import Path
 
-FILES = {           # of the controller in /proc/self/cgroup: its folder, then limit, use, and cache
-    "": ("", "memory.max", "memory.current", "inactive_file"),                      # version 2
+# controller in /proc/self/cgroup -> its folder, the files with a group's limit and use, and what
+# memory.stat calls cached files
+FILES = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),             # version 2 of cgroups
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
 
 
@@ -27,7 +29,7 @@ def group_limits(root="/"):
 
 
 def limit_of(folder, limit, use, cache):
-    """A group's folder and the names of its files -> (limit, free), or None if it has none."""
+    """-> (limit, free) of the group in a folder, or None without a limit. The others: see FILES."""
     try:
         most, used = int((folder / limit).read_text()), int((folder / use).read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

@@ -17,8 +17,8 @@ except ImportError:                                    # Windows
 def check_out_path(out, inputs):
     """What check_out_file and check_out_folder share -> (Path, does it exist?).
 
-    inputs: list of (option, path or None) that the command reads. InputError if `out` is one of
-    these, is inside one, or is the folder that holds one of these files; or is no name of a file.
+    inputs: list of (option, path or None) that the command reads. InputError if `out` cannot be a
+    file's name, is one of the inputs, lies inside one, or is the folder in which one lies.
     """
     path = Path(out)
     try:
@@ -30,12 +30,13 @@ def check_out_path(out, inputs):
     for option, read in inputs:
         try:
             read = read and Path(read).resolve()
-            clash = read and (read in (here, *here.parents) or read.is_file() and (
-                there and path.samefile(read) or path.is_dir() and read.parent == here))
+            same = read and (read == here or there and read.is_file() and path.samefile(read))
+            clash = read and (same or read in here.parents
+                              or read.is_file() and path.is_dir() and read.parent == here)
         except (OSError, ValueError, RuntimeError):            # raised again where it is read
             continue
         if clash:
-            part = "" if here == read or there and path.samefile(read) else "part of "
+            part = "" if same else "part of "
             raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose "
                              "another --out")
     return path, there
@@ -113,8 +114,8 @@ def holds_record(paths, is_ours):
 
 
 def holds_only(folder, names):
-    """Does a folder hold no files but those in the files or folders `names` (patterns), or what a
-    killed process has left of one that it was writing?"""
+    """Does a folder hold nothing but `names` and files that a killed process was writing? names:
+    patterns of the files and folders at its top."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return all(any(part.endswith(".writing") for part in path.parts)
                or any(fnmatch(path.parts[0], name) for name in names) for path in paths)

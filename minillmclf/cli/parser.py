@@ -166,7 +166,8 @@ def run(main, needs_reader=False):
         out.flush()
         if out.error is not None:                                  # `... > file` on a full disk
             print(f"error: standard output: {limit_message(out.error)}", file=sys.stderr)
-        sys.exit(code or 2 * (out.error is not None))
+            code = code or 2
+        sys.exit(code or 0)
     finally:
         sys.stderr.flush()
         sys.stdout, sys.stderr = before

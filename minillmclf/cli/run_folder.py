@@ -78,17 +78,19 @@ def compare_with_run(s, folder, data):
 
 def differing_data(earlier, source):
     """What differs between the data in a run.json and a Dataset's source -> a list of names."""
-    hashes, now, other = earlier.get("sha256"), source["sha256"], {FOLD_LINES: ""}
+    hashes, now = earlier.get("sha256"), source["sha256"]
     if hashes == now:
         return []
-    if not isinstance(hashes, dict) or hashes | other != now | other:
+    same_lines = {FOLD_LINES: ""}                          # put into both: only files are compared
+    if not isinstance(hashes, dict) or hashes | same_lines != now | same_lines:
         return ["sha256 of the data"]
     before, after = earlier.get("split"), source["split"]
     return ["division into folds" + f" ({before} before, {after} now)" * (before != after)]
 
 
 def training_folder(s, out, data, overwrite=False):
-    """The folder to train in: OUT, or OUT/.new if the run is to replace what lies in OUT."""
+    """The folder to train in: OUT; or OUT/.new if the run is to replace what lies in OUT, or goes
+    on with such a run that was stopped."""
     if overwrite:
         is_taken = any((out / name).exists() for name in MODEL_FILES)
         return out / NEW_RUN if is_taken else out
@@ -108,7 +110,7 @@ def finished_record(s, out, data, overwrite=False):
     """The record of this run if it is finished in OUT, else None.
 
     Without `overwrite`, InputError if OUT holds another run, or a model without a run.json. A run
-    that has saved no state is none: a new one may have other settings.
+    that has saved no state does not count as another.
     """
     for name in RUN_FILES:                  # InputError if one is the model or the data itself
         check_out_path(out / name, [("--model", find_model(s.model)), ("--data", s.data)])

@@ -35,7 +35,8 @@ FEW = 50                               # rows a class, on average, below which f
 
 def setting(default, group, text, choices="", shown=None):
     """A field of Settings. group: a key of GROUPS; text: for --help; choices: the allowed values,
-    spaces between them, the default first (or SWITCH); shown: the default as --help shows it."""
+    spaces between them, first what holds without the flag (but SWITCH: "off on"); shown: the
+    default as --help shows it."""
     return field(default=default, metadata={
         "group": group, "help": text, "choices": tuple(choices.split()),
         "shown": default if shown is None else shown})

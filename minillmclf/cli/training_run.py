@@ -32,22 +32,22 @@ from .rows import diagnose_data, encode_split, reading_of, write_predictions
 TRAIN_SAMPLE_ROWS = 200        # after each epoch the metric is measured on so many training rows
 
 
+def say_nothing(line):
+    """A `say` that prints nothing."""
+
+
 def finished_record(s, folder, data, overwrite=False):
     """As run_folder.finished_record, but InputError for a record that show_record cannot print."""
     record = run_folder.finished_record(s, folder, data, overwrite)
     try:
         if record:
-            show_record(record, data, "", say=str)
+            show_record(record, data, "", say_nothing)
             if record["split"] not in ("dev", "test"):
                 raise ValueError("no such split")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise InputError(f"{folder}/run.json: its results are not as train writes them: "
                          "--overwrite starts anew") from None
     return record
-
-
-def say_nothing(line):
-    """A `say` that prints nothing."""
 
 
 def fit_with_progress(s, model, data, folder, say, on_epoch=None):

@@ -60,7 +60,7 @@ def at_least_one(text, what="1 or more"):
 
 
 def check_flags(a):
-    """Raise InputError for flags that contradict each other; fill in the default comparison."""
+    """Raise InputError for flags that contradict each other."""
     given = {key: getattr(a, key) for key in ("multi_label", "label_column") if hasattr(a, key)}
     refuse_multi_label(Settings(**given), "compare")
     for name in ("method", "readout"):
@@ -71,6 +71,10 @@ def check_flags(a):
         for value in values:
             if values.count(value) > 1:
                 raise InputError(f"{flag(name)}: {value} is named twice")
+
+
+def fill_in_defaults(a):
+    """Without --models: the default comparison, but for what the flags say."""
     if a.models is None:
         a.models = [*BASELINES, *SHIPPED_MODELS]
         if not hasattr(a, "method"):
@@ -83,6 +87,7 @@ def main(arguments=None):
     a = parse(arguments)
     overwrite = vars(a).pop("overwrite")
     check_flags(a)
+    fill_in_defaults(a)
     from .comparison import compare                    # torch takes seconds, --help should not
     return compare(a, overwrite)
 

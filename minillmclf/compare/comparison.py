@@ -37,7 +37,7 @@ def compare(a, overwrite):
     flags = {key: value for key, value in vars(a).items() if key not in FLAGS}
     methods = a.methods or [flags.get("method", "full")]
     readouts = a.readouts or [flags.get("readout", "head")]
-    place = usable_device(flags.get("device", "auto"))
+    device = usable_device(flags.get("device", "auto"))
     configurations = make_configurations(a.models, methods, readouts, read_sweep(a.sweep), flags)
     labels = labels_of(configurations)
     configurations, left_out = trainable_configurations(configurations, labels)
@@ -60,7 +60,7 @@ def compare(a, overwrite):
         runs = [Run(c, size, seed, folder_of(out, c, size, seed))
                 for size in a.learning_curve for c in configurations for seed in range(a.seeds)]
         sizes = f"{len(configurations)} x {len(a.learning_curve)} sizes x {a.seeds} seeds"
-        lines = [*left_out, *notes, sizes, *[f"on {place}"] * (place != "cpu")]
+        lines = [*left_out, *notes, sizes, *([f"on {device}"] if device != "cpu" else [])]
         print("\n".join(lines), flush=True)
         metric = flags.get("metric", Settings().metric)
         run_all(runs, labels, sha256, metric)
@@ -96,9 +96,8 @@ def notes_on_sizes(sizes, data):
 def usable_device(name):
     """As check_device. But a CUDA device that may be there is left to the runs: to look for it here
     would take some of its memory as long as this process runs."""
-    device = device_of(name)
-    is_cuda = device_kind(name) == "cuda" and torch.cuda.is_available()
-    return device if is_cuda else check_device(name)
+    may_be_there = device_kind(name) == "cuda" and torch.cuda.is_available()
+    return device_of(name) if may_be_there else check_device(name)
 
 
 def trainable_configurations(configurations, labels):
@@ -170,7 +169,7 @@ def run_all(runs, labels, sha256, metric):
     its parent, so this process must stay small until the last model is trained.
     """
     spent, trained = [], sum(not run.configuration.is_baseline for run in runs)
-    for place, run in enumerate(sorted(runs, key=lambda run: run.configuration.is_baseline), 1):
+    for number, run in enumerate(sorted(runs, key=lambda run: run.configuration.is_baseline), 1):
         started = time.monotonic()
         run.record, is_new = run_once(run, sha256)
         seconds, took = time.monotonic() - started, "finished before"
@@ -179,10 +178,10 @@ def run_all(runs, labels, sha256, metric):
             took = duration_text(seconds)
         result = (f"dev {metric} {run.record['dev'][metric]:.3f}" if run.is_finished else
                   f"not possible: {run.record['reason']}")
-        if spent and place < trained:
-            took += f"; about {duration_text(sum(spent) / len(spent) * (trained - place))} left"
+        if spent and number < trained:
+            took += f"; about {duration_text(sum(spent) / len(spent) * (trained - number))} left"
         title = configuration_title(run.configuration, labels)
-        print(f"[{place} of {len(runs)}] {title}, {run.size} rows a class, seed {run.seed}: "
+        print(f"[{number} of {len(runs)}] {title}, {run.size} rows a class, seed {run.seed}: "
               f"{result}, {took}", flush=True)
 
 
@@ -208,15 +207,16 @@ def write_tables(runs, labels, metric, left_out, notes, out):
 def draw_pictures(rows, out):
     """Save pictures: accuracy by cost; for several sizes, a learning curve -> a text about it.
     Those of an earlier table are removed."""
+    cost, curve = PICTURES
     for name in PICTURES:
         remove_path(out / name)
     sizes = {row["size"] for row in rows}
     largest = "all" if "all" in sizes else max(sizes, default="all")
     trained = [row for row in rows if row["trainable"] and row["size"] == largest]
     try:
-        made = {PICTURES[0]: pictures.cost_figure(trained)} if trained else {}
+        made = {cost: pictures.cost_figure(trained)} if trained else {}
         if len(sizes) > 1:
-            made[PICTURES[1]] = pictures.learning_curve_figure(rows)
+            made[curve] = pictures.learning_curve_figure(rows)
     except InputError as error:
         return f"; no pictures: {error}"
     for name, figure in made.items():

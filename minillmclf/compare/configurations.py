@@ -96,7 +96,7 @@ def make_configuration(model, method, readout, swept, flags, readouts):
     Flags that only another method or readout of the comparison reads are left out."""
     name, own = read_own_settings(model)
     method, of_method = read_own_settings(method, "--methods")
-    if "method" in own:
+    if "method" in own:                                        # then `method` is not used
         of_method = {}
     row = {"method": method, "readout": readout}
     given = flags | of_method | row | swept | own | {"model": name}
@@ -104,9 +104,9 @@ def make_configuration(model, method, readout, swept, flags, readouts):
     for key in sorted(of_method):
         if unread.get(key, "").startswith("--method"):
             raise InputError(f"--methods {method}: reads no {key}: leave it out")
-    for key, goes_with in unread.items():
-        mistake = key in own and "readout" in own              # read_settings refuses it
-        if goes_with.startswith("--method") or len(readouts) > 1 and not mistake:
+    for key, goes_with in unread.items():                      # what stays, read_settings refuses
+        is_own_mistake = key in own and "readout" in own
+        if goes_with.startswith("--method") or len(readouts) > 1 and not is_own_mistake:
             given.pop(key, None)
     s = read_settings(given)
     pairs = [pair for pair in model.partition("@")[2].split(",") if pair]

@@ -113,7 +113,9 @@ def draw_points(axes, shown, front):
     x, y = np.array([shown[i][1:3] for i in front]).T
     axes.plot(np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1], color=GOOD, linewidth=1.2, zorder=1,
               label="Pareto front: nothing here is both cheaper and better")
-    ticks = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 300 else (1,)
+    ticks = (1,)                                 # times powers of ten; more of them on a short axis
+    if high / low < 300:
+        ticks = range(1, 10) if high / low < 5 else (1, 2, 5)
     axes.xaxis.set_major_locator(load_matplotlib().ticker.LogLocator(subs=ticks))
     axes.xaxis.set_major_formatter(                            # whole numbers, not powers of ten
         lambda value, _: f"{value:,.10g}" if value < 1e6 else f"{value / 1e6:,.10g} M")

@@ -72,9 +72,9 @@ def folder_of(out, configuration, size, seed):
 def run_once(run, sha256):
     """Train a run, unless it is finished already -> (its record, was it trained now?).
 
-    sha256: of the data. The record, which cell.json holds: {"state": "finished" or "not possible",
-    "reason", "made_from", "settings", "dev" and "test" (metrics), "trainable", "memory_mb",
-    "train_seconds", "ms_per_text" (of seed 0 only)}. Raises Stopped.
+    sha256: {file name: sha256} of the data. The record, which cell.json holds: "state" ("begun",
+    "finished" or "not possible"), "made_from" and "settings"; if it is not possible, "reason"; if
+    it is finished, the results of `run_train` or `run_baseline`. Raises Stopped.
     """
     c, folder, path = run.configuration, run.folder, run.folder / "cell.json"
     rows = 0 if run.size == "all" else run.size
@@ -104,7 +104,8 @@ def run_module(module, *arguments, printed, errors):
     has a session of its own: else it would get the terminal's Ctrl-C too, and a second signal would
     end it before it has saved. On Linux the child is stopped if this process is killed.
     """
-    libc, parent = ctypes.CDLL(None) if sys.platform == "linux" else None, os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    parent = os.getpid()
 
     def end_with_parent():
         if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) or os.getppid() != parent:
@@ -141,18 +142,20 @@ def last_error(path):
 
 
 def run_train(folder, overwrite, timed):
-    """Train with the settings in the folder's cell.json -> results, for the record."""
+    """Train with the settings in the folder's cell.json -> results, for the record: "split" (test,
+    or dev without test rows), "dev" and "test" (metrics; "test" of that split), COSTS and more.
+    timed: is ms_per_text measured?"""
     files = {"printed": folder / "stdout.txt", "errors": folder / "stderr.txt"}
     again = ["--overwrite"] if overwrite else []
     code = run_module("minillmclf.train", "--config", folder / "cell.json", "--out", folder, *again,
-                   **files)
+                      **files)
     if code:
         killed = f"ended by signal {-code}, as for want of memory"
         reason = killed if code < 0 else last_error(files["errors"])
         return {"state": "not possible", "reason": reason}
     record, ms = read_json(folder / "run.json"), None
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    dev, = [epoch for epoch in map(json.loads, lines) if epoch["epoch"] == record["best_epoch"]]
+    [dev] = [epoch for epoch in map(json.loads, lines) if epoch["epoch"] == record["best_epoch"]]
     if timed and run_module("minillmclf.compare.runs", folder, **files) == 0:
         ms = float(files["printed"].read_text())
     for file in files.values():
@@ -205,7 +208,7 @@ def milliseconds_per_text(predict, texts):
 
 
 def main(arguments=None):
-    folder, = map(Path, arguments or sys.argv[1:])
+    [folder] = map(Path, arguments or sys.argv[1:])
     s = read_settings({}, folder / "run.json")
     data = load_dataset(s)
     model = Classifier.load(folder, device=check_device(s.device))

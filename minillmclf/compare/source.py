@@ -7,13 +7,17 @@ from ..files import check_fields, is_names, is_number, read_json, short
 from ..text.examples import split_names
 
 
+def is_of_type(kind):
+    """-> a test of values for a setting whose default has this type. 1 may be 1.0."""
+    return lambda v: type(v) is kind or kind is float and type(v) is int
+
+
 SETTINGS_FIELDS = {                 # of settings.json, as files.check_fields takes them
     "models?": (lambda v: v is None or is_names(v), "a list of names"),
     "source?": (lambda v: isinstance(v, dict) and isinstance(v.get("label_column"), str) and all(
         is_names(v.get(key)) for key in ("sha256", "text_columns")), "as compare writes it"),
     "lr?": (lambda v: v in (None, "auto") or is_number(v), "as train takes it"),
-    **{f"{name}?": (lambda v, kind=type(default): type(v) is kind or
-                    kind is float and type(v) is int, "as train takes it")
+    **{f"{name}?": (is_of_type(type(default)), "as train takes it")
        for name, default in vars(Settings()).items() if name != "lr"}}
 
 
@@ -30,9 +34,9 @@ def read_comparison(folder):
 
 
 def other_source(folder, data):
-    """What a comparison is of, as "other rows than my.csv has now (its --data is a.csv)"; "" if it
-    is of the rows and columns of a Dataset. An earlier version has written no "source": then the
-    path and the flags tell."""
+    """What a comparison is of that a Dataset is not: "other rows than my.csv has now (its --data is
+    a.csv)"; "" if it has the same rows and columns. An earlier version has written no "source":
+    then the path and the flags tell."""
     settings, here, path = read_comparison(folder), source_of(data), data.source["path"]
     own = settings.get("data", Settings().data)
     if (known := settings.get("source")) is None:

@@ -97,9 +97,9 @@ def table_row(runs, label, metric, predictions):
     test = {name: [record["test"][name] for record in records] for name in METRICS}
     costs = {key: [record[key] for record in records if record[key] is not None]
              for key in ("memory_mb", "train_seconds", "ms_per_text")}
-    name = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
+    model = label.removesuffix(f" {c.method_settings}") if c.method_settings else label
     return {
-        "model": name.removesuffix(c.label_suffix),
+        "model": model.removesuffix(c.label_suffix),
         "method": "" if c.is_baseline else c.settings.method,
         "readout": "" if c.is_baseline else c.settings.readout, "label": label,
         "settings": c.row_settings, "size": runs[0].size, "split": records[0]["split"],
@@ -125,7 +125,7 @@ def summarise(runs, labels, metric):
     """
     summary = {"metric": metric, "rows": [], "sweep": [], "left_out": []}
     for size in dict.fromkeys(run.size for run in runs):
-        groups, compared = {}, []               # groups: group -> row_settings -> runs
+        groups, compared = {}, []               # group -> row_settings -> runs, one for each seed
         for run in [run for run in runs if run.size == size]:
             c = run.configuration
             if run.is_finished:
@@ -135,13 +135,13 @@ def summarise(runs, labels, metric):
                     "label": labels[c.group], "settings": c.row_settings, "size": size,
                     "seed": run.seed, "reason": run.record["reason"]})
         for group, variants in groups.items():
-            dev = {settings: dev_mean(seeds, metric) for settings, seeds in variants.items()}
+            dev = {settings: dev_mean(same, metric) for settings, same in variants.items()}
             chosen = max(dev, key=lambda settings: METRICS[metric] * dev[settings])
-            for settings, seeds in variants.items():
-                if seeds[0].configuration.sweep:
+            for settings, same in variants.items():
+                if same[0].configuration.sweep:
                     summary["sweep"].append({
                         "label": labels[group], "settings": settings, "size": size,
-                        "dev": dev[settings], "seeds": len(seeds), "chosen": settings == chosen})
+                        "dev": dev[settings], "seeds": len(same), "chosen": settings == chosen})
             predictions = {run.seed: read_predictions(run.folder / "predictions.csv",
                                                       run.record["test"]["accuracy"])
                            for run in variants[chosen]}

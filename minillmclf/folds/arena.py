@@ -41,8 +41,8 @@ def is_arena(columns):
 def read_arena(path, need_labels=True, quoting="auto"):
     """All rows of a file -> Examples with texts (prompt, response_a, response_b), and their ids.
 
-    A label is "a", "b" or "tie"; one that cannot be read is None, or an InputError if need_labels.
-    The error names the row's line. Ids: from `read_ids`."""
+    path: of the file, or the Table read from it. A label is "a", "b" or "tie"; one that cannot be
+    read is None, or an InputError with the row's line if need_labels. Ids: from `read_ids`."""
     table = path if isinstance(path, Table) else read_table(Path(path), quoting)
     path = table.path
     columns = short(list(table.columns), 300)
@@ -68,8 +68,8 @@ def read_arena(path, need_labels=True, quoting="auto"):
 
 
 def read_winner(record, column, where):
-    """The label of a row: "a", "b" or "tie". column: that of its name; None: the columns WINNERS
-    have it. An InputError begins with `where`."""
+    """The label of a row: "a", "b" or "tie". column: the name of the column that holds the winner;
+    None if the three columns WINNERS do. An InputError begins with `where`."""
     if column is None:
         cells = [str(record.get(name)).strip() for name in WINNERS]
         marks = [WINNER_MARKS.get(cell) for cell in cells]
@@ -133,11 +133,12 @@ def read_ids(table, column="id"):
         return [str(line) for line, _ in table.rows]
     seen = {}                                              # id -> its line
     for line, record in table.rows:
-        value, name = record.get(column), str(record.get(column)).strip()
+        value = record.get(column)
+        row_id = str(value).strip()
         is_number = isinstance(value, (int, float)) and math.isfinite(value)
-        if name in seen or not (is_number or isinstance(value, str)):
-            again = f" as line {seen[name]} does" if name in seen else ""
+        if row_id in seen or not (is_number or isinstance(value, str)):
+            again = f" as line {seen[row_id]} does" if row_id in seen else ""
             raise InputError(f"{table.path}, line {line}: column '{column}' says {short(value)}"
                              f"{again}: give each row an id of its own, a text or a number")
-        seen[name] = line
+        seen[row_id] = line
     return list(seen)

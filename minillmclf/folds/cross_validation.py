@@ -88,10 +88,11 @@ def cross_validate(a):
 
 def is_own(out):
     """Does OUT hold a cross-validation, or what a killed one has left before its first record?"""
-    def of(name):
-        return [path for place in ("", NEW_RUN, MOVING_FOLDER) for path in (out / place).glob(name)]
-    return (holds_record(of("folds.json"), lambda record: {"settings", "k"} <= set(record))
-            or holds_record(of("fold-*/run.json"), lambda r: r["data"]["split"].startswith("fold "))
+    def paths_of(pattern):
+        return [path for at in ("", NEW_RUN, MOVING_FOLDER) for path in (out / at).glob(pattern)]
+    return (holds_record(paths_of("folds.json"), lambda record: {"settings", "k"} <= set(record))
+            or holds_record(paths_of("fold-*/run.json"),
+                            lambda record: record["data"]["split"].startswith("fold "))
             or holds_only(out, ()))
 
 
@@ -110,29 +111,30 @@ def make_plan(a, s, out):
 
 
 def fold_dataset(s, source, folds, fold, labels):
-    """The data of one fold: its rows are test; dev rows come from the others, by groups."""
-    others = [i for i, f in enumerate(folds) if f != fold]
-    dev = choose_dev_rows(others, source.examples, source.groups, f"{s.seed}:{fold}")
-    parts = [[source.examples[i] for i in others if i not in dev],
-             [source.examples[i] for i in sorted(dev)],
-             [e for e, f in zip(source.examples, folds) if f == fold]]
-    missing = sorted(set(labels) - {e.label for e in parts[0]})
-    if missing or not parts[1]:
+    """The Dataset of a fold. test: its rows; dev: whole groups of the others; train: the rest."""
+    others = [i for i, own in enumerate(folds) if own != fold]
+    in_dev = choose_dev_rows(others, source.examples, source.groups, f"{s.seed}:{fold}")
+    train = [source.examples[i] for i in others if i not in in_dev]
+    dev = [source.examples[i] for i in sorted(in_dev)]
+    test = [e for e, own in zip(source.examples, folds) if own == fold]
+    missing = sorted(set(labels) - {e.label for e in train})
+    if missing or not dev:
         why = f"none of class {missing[0]!r} in train" if missing else "both are needed"
-        raise InputError(f"{source.path}, fold {fold + 1}: {len(parts[0])} train and "
-                         f"{len(parts[1])} dev rows, {why}: take fewer or more folds, or add rows "
-                         "in other groups")
-    lines = json.dumps([[e.row for e in part] for part in parts]).encode()
+        raise InputError(f"{source.path}, fold {fold + 1}: {len(train)} train and {len(dev)} dev "
+                         f"rows, {why}: take fewer or more folds, or add rows in other groups")
+    lines = json.dumps([[e.row for e in part] for part in (train, dev, test)]).encode()
     if s.rows_per_class:
-        parts[0] = draw_rows(parts[0], s.rows_per_class, s.seed)
+        train = draw_rows(train, s.rows_per_class, s.seed)
     sha256 = {source.path.name: source.sha256, FOLD_LINES: hashlib.sha256(lines).hexdigest()}
-    return Dataset(f"{source.path.stem}, fold {fold + 1}", *parts, labels, source.columns, {
-        "path": str(s.data), "sha256": sha256, "split": f"fold {fold + 1} of {max(folds) + 1}",
-        "seed": s.seed, "dev_from_train": True})
+    return Dataset(f"{source.path.stem}, fold {fold + 1}", train, dev, test, labels, source.columns,
+                   {"path": str(s.data), "sha256": sha256,
+                    "split": f"fold {fold + 1} of {max(folds) + 1}", "seed": s.seed,
+                    "dev_from_train": True})
 
 
 def folds_training_folder(runs, out, overwrite):
-    """Where to train the folds: in OUT/.new if they are to replace folds in OUT, else in OUT."""
+    """Where to train the folds: in OUT/.new if they are to replace folds in OUT, or go on with such
+    folds that were stopped; else in OUT."""
     if overwrite:
         is_taken = any((out / name).exists() for name in RESULTS) or any(out.glob("fold-*"))
         parallel.barrier()
@@ -140,15 +142,17 @@ def folds_training_folder(runs, out, overwrite):
             remove_path(out / NEW_RUN)
         parallel.barrier()
         return out / NEW_RUN if is_taken else out
-    differing = []                          # for each run in OUT/.new, the settings that differ
+    place = out
     try:
         for s, data in runs:
             folder = out / NEW_RUN / Path(s.out).name
             if (folder / "run.json").exists():
-                differing.append(compare_with_run(s, folder, data)[0])
-    except InputError:
+                place = out / NEW_RUN
+                if compare_with_run(s, folder, data)[0]:       # the settings that differ
+                    return out
+    except InputError:                                         # a damaged run.json
         return out
-    return out / NEW_RUN if differing and not any(differing) else out
+    return place
 
 
 class FoldsFolder(RunFolder):
@@ -167,17 +171,9 @@ class FoldsFolder(RunFolder):
 
 
 def train_and_predict(plan, place, overwrite):
-    """-> out-of-fold logits (N, C) in float64, and a list: each model's logits of the test rows."""
+    """-> out-of-fold logits (N, C) in float64, and a list of each model's test logits (M, C)."""
     folders = [place / Path(s.out).name for s, _ in plan.runs]
-    for (s, data), folder in zip(plan.runs, folders):      # InputError for another run there,
-        training_run.finished_record(s, folder, data)             # before any fold is trained
-    if plan.test and not overwrite:
-        refuse_other_submission(place / "submission.csv", plan.form, folders[0], plan.test.examples)
-    if plan.test:                                          # InputError for a text without a token
-        (s, data), *_ = plan.runs
-        options = classifier_options(s, data.columns)
-        empty = Classifier.empty(open_checkpoint(s.model), plan.labels, **options)
-        encode_examples(empty, plan.test.examples)
+    check_before_training(plan, place, folders, overwrite)
     for line in straddling_warning(plan.source.examples, plan.folds):
         print(line, flush=True)
     logits = torch.empty(len(plan.folds), len(plan.labels), dtype=torch.float64)
@@ -185,11 +181,26 @@ def train_and_predict(plan, place, overwrite):
     for fold, ((s, data), folder) in enumerate(zip(plan.runs, folders)):
         rows = f"{len(data.train)} train, {len(data.dev)} dev, {len(data.test)} held-out rows"
         print(f"\n[fold {fold + 1} of {len(folders)}] {rows}", flush=True)
+        # only the first fold tells of its rows and model. Not say_nothing: that hides the bar too
         train_fold(s, data, folder, overwrite, print if fold == 0 else lambda line: None)
         logits[folds == fold] = fold_logits(s, folder, "held-out", data.test)
         if plan.test:
             test_logits.append(fold_logits(s, folder, "test", plan.test.examples))
     return logits, test_logits
+
+
+def check_before_training(plan, place, folders, overwrite):
+    """InputError, before any fold is trained, for another run in the folder of a fold, for another
+    submission in `place`, and for a test row without a token."""
+    for (s, data), folder in zip(plan.runs, folders):
+        training_run.finished_record(s, folder, data)
+    if plan.test and not overwrite:
+        refuse_other_submission(place / "submission.csv", plan.form, folders[0], plan.test.examples)
+    if plan.test:
+        s, data = plan.runs[0]
+        options = classifier_options(s, data.columns)
+        empty = Classifier.empty(open_checkpoint(s.model), plan.labels, **options)
+        encode_examples(empty, plan.test.examples)
 
 
 def train_fold(s, data, folder, overwrite, say):
@@ -209,8 +220,8 @@ def fold_logits(s, folder, name, examples):
     if path.exists():
         with open_tensors(path) as file:
             same = file.metadata() == key and "scores" in file.keys()
-            cached = file.get_tensor("scores").double() if same else torch.empty(0)
-        if cached.shape[:1] == (len(examples),) and cached.dim() == 2 and cached.isfinite().all():
+            cached = file.get_tensor("scores").double() if same else None
+        if same and cached.dim() == 2 and len(cached) == len(examples) and cached.isfinite().all():
             return cached
     model = Classifier.load(folder, device=check_device(s.device))
     encoded, _ = encode_examples(model, examples)
@@ -252,7 +263,7 @@ def submission_calibration(fitted, metrics, flag):
 
 
 def mean_probabilities(logits, calibration):
-    """A list of the models' logits (N, C) -> the mean of their probabilities (N, C). Where models
+    """A list of the models' logits (M, C) -> the mean of their probabilities (M, C). Where models
     disagree, the mean is less confident than they are."""
     return (sum(calibration(one).softmax(-1) for one in logits) / len(logits)).numpy()
 
@@ -278,7 +289,7 @@ def report_lines(metrics, folds, fitted, used):
 
 
 def write_results(plan, record, logits, probabilities, place, out):
-    """Write oof.csv, submission.csv, folds.json to `place`. probabilities: (N, C) of test rows."""
+    """Write oof.csv, submission.csv, folds.json to `place`. probabilities: (M, C) of test rows."""
     files = {"oof.csv": oof_text(plan.source, logits, plan.folds, plan.labels)}
     if plan.test:
         files["submission.csv"] = submission_text(plan.form, plan.test.ids, probabilities)

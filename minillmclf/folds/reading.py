@@ -35,23 +35,27 @@ def read_source(path, s, group="", id_column="id", labelled=True):
     if arena:
         examples, columns = read_arena(table, labelled)[0], FIELDS
     else:
-        columns, examples = make_examples(table, s.text_column or None, s.label_column or
-                                          default_label_column(table), labelled)
-    kind = task_class(s)
-    if arena and s.readout == "head" and kind.MAX_TEXTS < 3:
+        label_column = s.label_column or default_label_column(table)
+        columns, examples = make_examples(table, s.text_column or None, label_column, labelled)
+    task = task_class(s)
+    if arena and s.readout == "head" and task.MAX_TEXTS < 3:
         examples = [replace(e, texts=as_pair(e.texts)) for e in examples]
         columns = ("text_a", "text_b")
-    kind.check_columns(columns, s.readout)
+    task.check_columns(columns, s.readout)
     refuse_blank(path, examples)
     groups = read_groups(table, group) if group else [group_key(e.texts) for e in examples]
     winners = dict(zip(LABELS, WINNERS)) if arena and set(WINNERS) <= set(table.columns) else {}
     source = Source(path, examples, read_ids(table, id_column), groups, columns, table.sha256,
                     arena, winners)
-    if not labelled or not split_column(table):
-        return source
+    return without_test_rows(source, table) if labelled and split_column(table) else source
+
+
+def without_test_rows(source, table):
+    """A Source without the rows that the column `split` of its Table marks test."""
     keep = [i for i, split in enumerate(row_splits(table)) if split != "test"]
-    if len(keep) < len(examples):
-        print(f"{path}: {len(examples) - len(keep)} of {len(examples)} rows are marked test in the "
+    rows = len(source.examples)
+    if len(keep) < rows:
+        print(f"{source.path}: {rows - len(keep)} of {rows} rows are marked test in the "
               "column split: left out")
     return replace(source, **{name: [getattr(source, name)[i] for i in keep]
                               for name in ("examples", "ids", "groups")})

@@ -51,11 +51,11 @@ def stratified_folds(labels, k, seed, keys=None):
 def grouped_folds(labels, groups, k, seed):
     """-> the fold, 0 to k - 1, of each row; rows of one group share theirs.
 
-    labels, groups: the class and the group of each row. Greedy: the largest group comes first, and
-    each goes into the fold where it least increases the sum of squares of the folds' shares, shares
-    of each class and of all rows. The order of the rows does not matter. Shares may differ much, if
-    a group is very large. Raises InputError for fewer groups than folds, and for a class in a
-    single group: the fold that tests it would train without it.
+    labels, groups: the class and the group of each row. A fold has a share of each class, and one
+    of all rows. Greedy: the largest group comes first, and each goes into the fold where it adds
+    least to the sum of the squared shares. The order of the rows does not matter. Shares may differ
+    much, if a group is very large. Raises InputError for fewer groups than folds, and for a class
+    in a single group: the fold that tests it would train without it.
     """
     check_folds(k, len(set(groups)), "groups")
     classes = sorted(set(labels))
@@ -63,9 +63,10 @@ def grouped_folds(labels, groups, k, seed):
     counts = {}                               # group -> (C + 1,) rows of each class, and in all
     for label, group in zip(labels, groups):
         own = counts.setdefault(group, np.zeros(len(classes) + 1))
-        own[[column[label], -1]] += 1
-    for label, found in zip(classes, np.count_nonzero(list(counts.values()), axis=0)):
-        if found < 2:
+        own[column[label]] += 1
+        own[-1] += 1
+    for label, its_groups in zip(classes, np.count_nonzero(list(counts.values()), axis=0)):
+        if its_groups < 2:
             raise InputError(f"class {label!r} stands in one group only: a fold would train "
                              "without it or be the only one to be tested on it; group by another "
                              "column, or add rows of it")
@@ -99,8 +100,10 @@ def straddling_warning(examples, folds):
     for example, fold in zip(examples, folds):
         found.setdefault(text_key(example.texts), set()).add(fold)
     count = sum(len(its_folds) > 1 for its_folds in found.values())
+    if not count:
+        return []
     return [f"WARNING: {count} text(s) stand in several folds, and flatter the scores: put equal "
-            "texts into one group, or remove the copies"] * (count > 0)
+            "texts into one group, or remove the copies"]
 
 
 def check_folds(k, count, name):

@@ -138,8 +138,12 @@ def bag_of_words_member(rows, groups, folds, test_texts, labels):
         bag = PairBag(len(labels)).fit(
             *both_orders([rows[i] for i in numbers if i not in dev], labels),
             *both_orders([rows[i] for i in sorted(dev)], labels))
-        return lambda texts: average_orders(torch.from_numpy(np.log(np.concatenate(
-            [bag.predict(texts), bag.predict(list(map(swap_texts, texts)))]))), labels)
+
+        def predict(texts):
+            swapped = [swap_texts(row) for row in texts]
+            p = np.concatenate([bag.predict(texts), bag.predict(swapped)])          # (2n, C)
+            return average_orders(torch.from_numpy(np.log(p)), labels)              # (n, C)
+        return predict
     return make_member("bag of words", fit, rows, folds, test_texts)
 
 
@@ -200,10 +204,11 @@ def length_features(texts):
 
 
 def row_lengths(prompt, a, b):
-    counts = [math.log1p(count(a)) - math.log1p(count(b))
+    """The 11 numbers of one row: 6 that change their sign with the order, then 5 that do not."""
+    ratios = [math.log1p(count(a)) - math.log1p(count(b))          # logs of (1 + n_a) / (1 + n_b)
               for count in (len, lambda text: len(text.split()), lambda text: text.count("\n"))]
-    longer = counts[0]
-    return [*counts, distinct_words(a) - distinct_words(b), math.tanh(2 * longer),
+    longer = ratios[0]
+    return [*ratios, distinct_words(a) - distinct_words(b), math.tanh(2 * longer),
             math.tanh(6 * longer), abs(longer), math.exp(-(longer / 0.3) ** 2),
             math.log1p(len(a) + len(b)), math.log1p(len(prompt)), float(a == b)]
 
@@ -257,7 +262,8 @@ class Stack:
 
 def stack_inputs(texts, logs, lengths=True):
     """Texts (prompt, a, b) of N rows, log-probabilities (N, C) of each member -> (N, F)."""
-    return torch.cat([length_features(texts)] * lengths + list(logs), 1)
+    parts = [length_features(texts), *logs] if lengths else list(logs)
+    return torch.cat(parts, 1)
 
 
 def fit_stack(rows, members, folds, labels, lengths=True):

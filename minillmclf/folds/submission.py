@@ -31,8 +31,8 @@ def read_form(sample, id_column, labels, arena, test):
     if arena:
         winners = zip(WINNERS, LABELS)
         class_of |= {column: labels.index(label) for column, label in winners if label in labels}
-    classes = [None if name == id_column else class_of.get(name, name) for name in sample.columns]
-    if sorted(map(str, classes)) != sorted(["None", *map(str, range(len(labels)))]):
+    classes = [None if name == id_column else class_of.get(name, -1) for name in sample.columns]
+    if sorted(c for c in classes if c is not None) != list(range(len(labels))):
         raise InputError(f"{sample.path}: has the columns {', '.join(sample.columns)}, which "
                          f"should be {id_column} and one for each of the {len(labels)} classes "
                          f"{', '.join(labels)}")
@@ -77,6 +77,25 @@ def check_submission(text, form, where):
             raise InputError(f"{where}, line {line}: {fault}")
 
 
+def row_fault(row, name, form):
+    """What is wrong with the row of this id, or None."""
+    if len(row) != len(form.columns):
+        return f"{len(row)} fields, should be {len(form.columns)}"
+    values = dict(zip(form.classes, row))
+    found = values.pop(None)
+    if found != name:
+        return f"the id is {found!r:.60}, should be {name!r:.60}"
+    try:
+        numbers = [float(value) for value in values.values()]
+    except ValueError as error:
+        return str(error)
+    if not all(math.isfinite(x) and 0 <= x <= 1 for x in numbers):
+        return f"probabilities {numbers}, should be finite and from 0 to 1"
+    if abs(sum(numbers) - 1) > 1e-6:
+        return f"probabilities {numbers} sum to {sum(numbers):.8f}, should be 1"
+    return None
+
+
 def scores_key(folder, examples):
     """A hash of a fold's run and of texts: the metadata of the scores that are cached for them."""
     texts, run_json = [e.texts for e in examples], (folder / "run.json").read_bytes()
@@ -100,22 +119,3 @@ def refuse_other_submission(path, form, fold, examples):
         raise InputError(f"{path}: answers other rows than --test has now, or has other columns "
                          "than --sample: move it to another place and give the command again, or "
                          "--overwrite, which trains anew")
-
-
-def row_fault(row, name, form):
-    """What is wrong with the row of this id, or None."""
-    if len(row) != len(form.columns):
-        return f"{len(row)} fields, should be {len(form.columns)}"
-    values = dict(zip(form.classes, row))
-    found = values.pop(None)
-    if found != name:
-        return f"the id is {found!r:.60}, should be {name!r:.60}"
-    try:
-        numbers = [float(value) for value in values.values()]
-    except ValueError as error:
-        return str(error)
-    if not all(math.isfinite(x) and 0 <= x <= 1 for x in numbers):
-        return f"probabilities {numbers}, should be finite and from 0 to 1"
-    if abs(sum(numbers) - 1) > 1e-6:
-        return f"probabilities {numbers} sum to {sum(numbers):.8f}, should be 1"
-    return None

@@ -96,7 +96,8 @@ def given_texts(a):
 
 
 def header_of(a, reading):
-    """The columns of --data, if --text-column may have commas in a name. reading: as read_rows."""
+    """The columns of --data, which tell whether a comma in --text-column is part of a name; () if
+    there is no comma. reading: as read_rows."""
     if "," not in (a.text_column or ""):
         return ()
     return next(read_chunks(Path(a.data), 1, **reading)).columns
@@ -104,7 +105,8 @@ def header_of(a, reading):
 
 def made_from(a, folders, columns, reading, precision):
     """What the answers to a file depend on besides its rows -> dict for stream.PartFile; None if
-    the rows cannot be read twice. folders: of the model and its base; precision: that was taken."""
+    the rows cannot be read twice. folders: of the model and its base; columns: the text columns;
+    precision: "fp32" or "bf16", from set_precision."""
     if not a.data or not Path(a.data).is_file():
         return None
     return {"model": stream.model_identity(folders), "text columns": ",".join(columns or ()),
@@ -115,8 +117,8 @@ def made_from(a, folders, columns, reading, precision):
 
 
 def peek(a, read):
-    """The texts of the first window, if --precision auto asks for them, and a `read` that still
-    yields it: standard input cannot be read twice."""
+    """-> the texts of the first window, which --precision auto tries, and a function like `read`
+    whose windows begin with that one: standard input cannot be read twice."""
     if a.precision != "auto":
         return [], read
     windows = read()
@@ -140,7 +142,7 @@ def answerer(model, columns, batch_size, source):
             raise InputError(f"{source}, {error}" if in_file else str(error)) from None
         probabilities = model.probabilities(model.compute_logits(encoded, batch_size))  # (N, C)
         cut = None
-        if columns.show_cut:
+        if columns.show_cut:                     # encode has told only how many: look at each row
             cut = [shortened > 0 and model.encode_row(row)[1] for row in texts]
         answers = model.answers(probabilities)
         return render_answers(texts, others, answers, probabilities, cut, columns, first), shortened

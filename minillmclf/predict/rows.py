@@ -32,6 +32,7 @@ class AnswerColumns:
         taken = {*others, *self.texts}
 
         def free(*names):
+            """The first of `names` that is not taken, else the last of them with a number."""
             numbered = (f"{names[-1]}_{n}" for n in itertools.count(2))
             name = next(name for name in itertools.chain(names, numbered) if name not in taken)
             taken.add(name)
@@ -43,20 +44,21 @@ class AnswerColumns:
 def read_rows(path, text_columns, reading, columns):
     """Yield the rows of a file in windows: (rows, sha256 of the file so far).
 
-    text_columns, reading: as for read_text_chunks. The first window sets `columns`. A
-    column that begins later is an error if an answer has that name, or if answers are CSV.
+    text_columns, reading: as for read_text_chunks. The first window sets the names of `columns`, an
+    AnswerColumns. A column that begins later is an error if an answer has that name, or if answers
+    are CSV.
     """
     first = True
-    for table, read, texts in read_text_chunks(path, stream.WINDOW, text_columns, **reading):
-        others = [name for name in dict.fromkeys(table.columns) if name not in read]
+    for table, chosen, texts in read_text_chunks(path, stream.WINDOW, text_columns, **reading):
+        others = [name for name in dict.fromkeys(table.columns) if name not in chosen]
         if first:
-            columns.choose_names(read, others)
+            columns.choose_names(chosen, others)
         late = set(others) - set(columns.others)
         own = {columns.label, columns.probabilities, columns.cut, *columns.texts}
         if late and (columns.as_csv or late & own):
             raise InputError(f"{path}: the column {short(min(late))} begins after row "
                              f"{stream.WINDOW}: write it into the first row too")
-        records = [{name: value for name, value in record.items() if name not in read}
+        records = [{name: value for name, value in record.items() if name not in chosen}
                    for _, record in table.rows]
         yield list(zip(texts, records, (line for line, _ in table.rows))), table.sha256
         first = False
@@ -65,8 +67,8 @@ def read_rows(path, text_columns, reading, columns):
 def read_lines(standard_input):
     """Yield the lines of standard input, each a text, in windows: (rows, None). An empty line is an
     error: to leave it out would shift the answers."""
-    lines, number = split_at_returns(decode_lines(standard_input.buffer, "standard input")), 0
-    numbered = enumerate((line.rstrip("\r\n") for line in lines), 1)
+    lines = split_at_returns(decode_lines(standard_input.buffer, "standard input"))
+    numbered, number = enumerate((line.rstrip("\r\n") for line in lines), 1), 0
     while window := list(itertools.islice(numbered, stream.WINDOW)):
         for number, line in window:
             if not line.strip():

@@ -21,7 +21,8 @@ WINDOW = 4096                   # rows: many batches, so that in most the texts 
 LINE_SECONDS = 10               # between two lines of progress
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-NOT_OURS = ("has a broken record", "has another kind of record")
+NOT_OURS = ("has a broken record", "has another kind of record")      # why a part is not continued
+ANOTHER = "is of another "                       # how the reason begins if its answers are sound
 OPEN_FILES_STAY = os.name == "nt"                # Windows cannot rename or remove an open file
 
 
@@ -67,7 +68,7 @@ class PartFile:
     At the end OUT.part is renamed to OUT. made_from: {name: value} of what the answers depend on
     besides the rows; the record holds it, and a hash of the rows. After each full window first the
     answers are flushed to the disk, then the record, so that it never counts answers that are not
-    there. A continued run cuts off answers that the record does not count. The first record, of no
+    there. A continued run drops answers that the record does not count. The first record, of no
     rows, is written before the first answer: a part without a record is not ours, and stays.
     made_from=None: no other record is written, and a run that fails leaves nothing. overwrite:
     answers of another run may be dropped, and files that are not ours.
@@ -79,7 +80,7 @@ class PartFile:
         self.rows = self.bytes = self.cut = 0            # rows and bytes in the part, texts cut
         self.hash = hashlib.sha256()                     # of these bytes
         self.on_record = {"rows": 0}                     # the record on the disk
-        self.is_cut = False                              # to the bytes that the record counts?
+        self.is_truncated = False                        # to the bytes that the record counts?
 
     def __enter__(self):
         try:
@@ -87,7 +88,7 @@ class PartFile:
             self.file = os.fdopen(open_locked(self.part), "r+b")
         except OSError as error:
             raise self.write_error(error) from None
-        if self.holds() and not self.record.exists() and not self.overwrite:
+        if self.part_size() and not self.record.exists() and not self.overwrite:
             self.file.close()
             raise InputError(f"{self.part}: is there already, without a record of this command: "
                              "remove it, choose another --out, or --overwrite")
@@ -96,8 +97,8 @@ class PartFile:
                          if signal.getsignal(number) != signal.SIG_IGN}              # nohup
         return self
 
-    def holds(self):
-        """The bytes in the part file."""
+    def part_size(self):
+        """How many bytes the part file holds."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def __exit__(self, kind, error, trace):
@@ -111,9 +112,9 @@ class PartFile:
                 signal.signal(number, handler)
             if OPEN_FILES_STAY:
                 self.file.close()
-            if not done and self.is_cut and not self.on_record["rows"]:
+            if not done and self.is_truncated and not self.on_record["rows"]:
                 self.record.unlink(missing_ok=True)
-            if not done and not (self.record.exists() and self.holds()):
+            if not done and not (self.record.exists() and self.part_size()):
                 self.part.unlink(missing_ok=True)
             self.file.close()
         if kind is KeyboardInterrupt and self.on_record["rows"]:
@@ -131,7 +132,7 @@ class PartFile:
         if why in NOT_OURS and not self.overwrite:
             raise InputError(f"{self.record}: {why}: remove it, choose another --out, or "
                              "--overwrite")
-        windows, other = read(), why.startswith("is of another ")
+        windows, other = read(), why.startswith(ANOTHER)
         if not why and skip_windows(windows, record["rows"]) != record.get("sha256"):
             why, other = "is of other rows", True
         if other and not self.overwrite:
@@ -147,7 +148,8 @@ class PartFile:
         return windows
 
     def read_earlier_record(self):
-        """-> the record of an earlier run, and the reason why it cannot be continued, or ""."""
+        """-> the record of an earlier run, and the reason why it cannot be continued, or "".
+        Where it can, self.hash is then that of the bytes that the record counts."""
         try:
             record = read_json(self.record)
         except InputError:
@@ -159,10 +161,10 @@ class PartFile:
         if not record["rows"]:
             return record, ""
         left, mine = record["bytes"], self.made_from or {}
-        if self.holds() < left:
+        if self.part_size() < left:
             return record, "holds less than its record says"
         if other := [name for name in made | mine if made.get(name) != mine.get(name)]:
-            return record, f"is of another {' and '.join(other) if mine else 'input'}"
+            return record, f"{ANOTHER}{' and '.join(other) if mine else 'input'}"
         while left and (block := self.file.read(min(left, 2**20))):
             self.hash.update(block)
             left -= len(block)
@@ -172,7 +174,7 @@ class PartFile:
     def add(self, text, rows, sha256, cut):
         """Write the answers of a window. A full window is counted in the record."""
         try:
-            self.cut_to_record()
+            self.truncate_to_record()
             data = text.encode("utf-8", "backslashreplace")
             self.bytes += self.file.write(data)
             self.hash.update(data)
@@ -192,20 +194,20 @@ class PartFile:
         write_json(self.record, record)
         self.on_record = record
 
-    def cut_to_record(self):
-        """Before the first write, cut the part file to the bytes that the record counts."""
-        if not self.is_cut:
+    def truncate_to_record(self):
+        """Before the first write, shorten the part file to the bytes that the record counts."""
+        if not self.is_truncated:
             if not self.on_record["rows"]:
                 self.count_all(None)                     # an old one counts another run's answers
             self.file.truncate(self.bytes)
             self.file.seek(self.bytes)
-            self.is_cut = True
+            self.is_truncated = True
 
     def rename_to_out(self):
         """Rename the part file to OUT. The record counts nothing then: no kill leaves an old one,
         or a part without one."""
         try:
-            self.cut_to_record()                         # there may have been nothing to add
+            self.truncate_to_record()                    # there may have been nothing to add
             if OPEN_FILES_STAY:
                 self.file.close()
             write_json(self.record, self.on_record | {"rows": 0, "bytes": 0, "cut": 0})

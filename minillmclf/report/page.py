@@ -80,21 +80,23 @@ def html_picture(draw, *data):
             f'src="data:image/svg+xml;base64,{code}"></figure></div>\n')
 
 
+# The sections of the page, which SECTIONS lists. Each takes a FinishedRun and returns HTML.
+
 def overview(run):
     settings, data, parameters, timing = (
         run.record[key] for key in ("settings", "data", "parameters", "timing"))
     rows = ", ".join(f"{split} {n}" for split, n in data["rows"].items())
-    memory = timing.get("peak_memory_mb")
+    memory, best = timing.get("peak_memory_mb"), run.record["best_epoch"]
+    kept = f"best on dev: epoch {best}, by {settings['metric'].replace('_', ' ')}"
+    if "log_loss" not in run.history[0]:
+        kept = f"kept: epoch {best}, the last, no dev rows were held out"
     written = time.localtime((run.folder / "run.json").stat().st_mtime)
     facts = [
         ("model", settings.get("model")),
         ("data", f"{data.get('path')}: {rows} rows, {len(run.labels)} classes"),
         ("method", f"{settings.get('method')}, readout {settings.get('readout')}"),
         ("trained parameters", f"{parameters['trainable']:,} of {parameters['total']:,}"),
-        ("epochs", f"{len(run.history)}; kept: epoch {run.record['best_epoch']}, the last, no dev "
-                   "rows were held out" if "log_loss" not in run.history[0] else
-                   f"{len(run.history)}; best on dev: epoch {run.record['best_epoch']}, by "
-                   f"{settings['metric'].replace('_', ' ')}"),
+        ("epochs", f"{len(run.history)}; {kept}"),
         ("training time", f"{timing['train_seconds']} s"
                           + (f", peak memory {memory} MB" if memory else "")),
         ("run.json written", time.strftime("%Y-%m-%d %H:%M", written))]
@@ -116,7 +118,7 @@ def results_table(run):
 def training_course(run):
     metric = run.record["settings"]["metric"]
     keys = dict.fromkeys(["train_loss", "log_loss", "accuracy", metric])
-    keys = [key for key in keys if key in run.history[0]]           # without dev rows the first
+    keys = [key for key in keys if key in run.history[0]]      # without dev rows only train_loss
     rows = [[line["epoch"], *(f"{line[key]:.3f}" for key in keys)] for line in run.history]
     header = ["epoch", "train loss", *(f"dev {key.replace('_', ' ')}" for key in keys[1:])]
     best = [line["epoch"] for line in run.history].index(run.record["best_epoch"])

@@ -70,8 +70,9 @@ def matrix_figure(names, numbered):
     """with matrix_figure(names, numbered) as (figure, axes, beside): ...   A figure that is large
     enough for a matrix with these names; beside: axes for text, None if the cells have numbers."""
     margin = 0.6 + 0.08 * max(map(letter_width, names))             # inches for the names
-    least, cell, more_width, more_height = (1.6, 0.56, 0.2, 0.3) if numbered else (
-        3.4, 0.155, 5.6, 0.8)
+    least, cell, more_width, more_height = 3.4, 0.155, 5.6, 0.8     # inches, too
+    if numbered:
+        least, cell, more_width, more_height = 1.6, 0.56, 0.2, 0.3
     side = max(least, len(names) * cell)
     extra = 0.05 * max(letter_width(name) - len(name) for name in names)    # for wide letters,
     wide = side + margin + extra + more_width                               # which matplotlib

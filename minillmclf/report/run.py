@@ -36,7 +36,7 @@ class FinishedRun:
     def read_predictions(self, path):
         table = read_table(path, "double")
         names = [f"p_{label}".strip() for label in self.labels]
-        self.fields = table.columns[1:-2 - len(names)]
+        self.fields = table.columns[1:-2 - len(names)]       # between "line" and "label"
         expected = ("line", *self.fields, "label", "predicted", *names)
         if table.columns != expected or not self.fields:
             raise InputError(f"{path}: its columns are not line, text, label, predicted and a p_ "
