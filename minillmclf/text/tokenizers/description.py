@@ -15,17 +15,17 @@ from .steps import steps_of
 
 
 class Description(NamedTuple):
-    """All that a Tokenizer is built from. source: the file that errors name."""
+    """All that a Tokenizer is built from. On the right: what it is for mini-bert."""
 
-    document: dict         # as in a tokenizer.json, checked
-    roles: dict            # {"cls": "[CLS]", ...}, the special tokens that the checkpoint has
-    layouts: list          # for one text and for a pair, see families.py
-    settings: dict         # what the document repeats of tokenizer_config.json, by its keys
-    max_length: int | None
-    one_bos: bool          # there must be exactly one BOS, see families.py
-    inputs: list           # names of the model's inputs: "input_ids", ...
-    kept_end: str          # of a text that transformers cuts: "head" or "tail"
-    source: str
+    document: dict         # as in a tokenizer.json, checked     {"model": {"type": "WordPiece", ...
+    roles: dict            # the special tokens that it has      {"cls": "[CLS]", "sep": "[SEP]", ..
+    layouts: tuple         # of one text and of a pair           ([([2], 0), ("A", 0), ([3], 0)], ..
+    settings: dict         # what the config repeats of it       {"do_lower_case": True, ...
+    max_length: int | None                                     # 512
+    one_bos: bool          # must there be exactly one BOS?      False
+    inputs: list           # names of the model's inputs         ["input_ids", "token_type_ids", ...
+    kept_end: str          # of a text that transformers cuts    "head", or else "tail"
+    source: str            # the file that errors name           checkpoints/.../tokenizer.json
 
 
 def describe(document, config, source):
