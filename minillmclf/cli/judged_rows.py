@@ -89,6 +89,8 @@ def choose_rows(a, folder, model):
     """
     named, options, split = a.data is not None, reading_options(model, a), a.split or "test"
     options["multi_label"] = model.task.MULTI_LABEL
+
+    # 1. Which data? Those that --data names, or else those of the run.
     try:
         record = read_run_record(folder)
     except InputError:
@@ -102,12 +104,16 @@ def choose_rows(a, folder, model):
     if not named:
         refuse_lost_data(name, folder)
     tables = read_tables(name, options.get("quoting", "auto"))
+
+    # 2. Are these the run's own data, under whatever name? Then its train rows are not judged.
     learned, table = is_learned(record, tables), tables.get(None)
     if not (named or learned):                                 # train rows may be test rows now
         raise InputError(f"{name}: has changed since {folder} was trained on it: name rows "
                          "that it has not learned with --data")
     if learned and fold and not (split_column(table) and split == "test"):   # test: in no fold
         return *held_out_rows(a, folder, record), True
+
+    # 3. Which rows of them?
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if learned and not fold:
