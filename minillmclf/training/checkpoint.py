@@ -105,7 +105,7 @@ class Store:
             raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: "
                              f"{START_ANEW}") from None
         key_sets = {frozenset(state) for state in optimizer.state.values()}
-        if not hasattr(optimizer, "init_state") and len(key_sets) > 1:
+        if not hasattr(optimizer, "init_state") and len(key_sets) > 1:   # bitsandbytes' may differ
             raise InputError(f"{path}: a part of what the optimiser kept is missing: {START_ANEW}")
         return progress
 
@@ -117,13 +117,14 @@ class Store:
             return {"step": 0, "history": [], "best": None, "losses": []}
         check_fields(progress, PROGRESS_FIELDS, self.state)
         history, best = progress["history"], progress["best"]
-        started = history[-1]["step"] if history else 0       # the last step before this epoch
-        chosen = best and 1 <= best["epoch"] <= len(history) and history[best["epoch"] - 1]
-        names = (metric, "log_loss") if metric else ()
-        numbers = [line.get(name) for line in history for name in names]
-        fits = (progress["step"] == started + len(progress["losses"])
-                and bool(history) == bool(best) and all(map(is_number, numbers))
-                and (not best or chosen and chosen.get(metric) == best.get(metric)))
+        before = history[-1]["step"] if history else 0        # the last step before this epoch
+        needed = (metric, "log_loss") if metric else ()
+        measured = [entry.get(name) for entry in history for name in needed]
+        fits = (progress["step"] == before + len(progress["losses"])
+                and all(map(is_number, measured)) and bool(history) == bool(best))
+        if fits and best:
+            fits = (1 <= best["epoch"] <= len(history)
+                    and history[best["epoch"] - 1].get(metric) == best.get(metric))
         if not fits:
             raise InputError(f"{self.state}: its steps, losses and best epoch do not fit together: "
                              "--overwrite starts anew")

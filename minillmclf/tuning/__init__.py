@@ -122,7 +122,8 @@ def trainable_names(model, method, bias="none"):
 
 def trained_in_place(model, method):
     """The names of the parameters of whole blocks that a method trains in place, known before it is
-    attached. Biases and norms, which some methods train too, are not among them."""
+    attached (frozen.py rounds other matrices). Biases and norms, which some methods train too, are
+    not among them."""
     chosen = find_method(method, model)
     in_place = chosen in (METHODS["full"], METHODS["last-N"])
     return {*chosen.trainable(model, {"method": method})} if in_place else set()

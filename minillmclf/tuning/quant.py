@@ -42,8 +42,8 @@ CODES = {                                        # what each of the 16 half-byte
 
 @cache
 def dynamic_map(device="cpu"):
-    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and for i = 0 ... 6 2^i steps of
-    each sign in the decade 10^(i-6). So small numbers keep their magnitude, large ones digits."""
+    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and in each decade that ends at
+    10^(i-6), i from 0 to 6, 2^i numbers of each sign: few for small ones, more for large ones."""
     values = [torch.tensor([0.0, 1.0], device="cpu")]
     for i in range(7):
         edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu")
@@ -160,7 +160,8 @@ def nested_state(q):
 
 def fast_dequantise(q, dtype):
     """What `dequantise` computes, by bitsandbytes' kernel, on the device of the weights."""
-    bnb, nested = import_kernels(), None if q.offset is None else nested_state(q)
+    bnb = import_kernels()
+    nested = None if q.offset is None else nested_state(q)
     # Read as one long row of an even length. Where a matrix' width is no multiple of the blocksize,
     # the AVX-512 kernel of 0.50.2 takes the absmax of other blocks without a warning: at width 96
     # the error is 0.28 instead of 0.09. Odd lengths take a slow path in the kernel.
@@ -281,7 +282,8 @@ class Linear4bit(nn.Module):
         if x.shape[-1] != self.in_features:
             raise InputError(f"this 4-bit layer reads vectors of {self.in_features} numbers, not "
                              f"of {x.shape[-1]}")
-        bias, x = None if self.bias is None else self.bias.to(dtype), x.to(dtype)
+        x = x.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
         if not torch.is_grad_enabled() and can_fuse(x, self.quantised):
             y = fused_product(x, self.interleaved, self.quantised)
             return y if bias is None else y + bias

@@ -99,8 +99,8 @@ class LabelReport:
         sentences += [f"note: {note}" for note in self.notes]
         for sentence in sentences:
             lines += textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_long_words=False)
-        counts = [f"{len(sentences)} {kind}{'s' * (len(sentences) != 1)}"
-                  for kind, sentences in (("warning", self.warnings), ("note", self.notes))]
+        counts = [f"{len(found)} {kind}{'s' * (len(found) != 1)}"
+                  for kind, found in (("warning", self.warnings), ("note", self.notes))]
         return lines + [", ".join(counts) if self.warnings or self.notes else "no findings"]
 
     def shown_texts(self):

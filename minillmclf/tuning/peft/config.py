@@ -148,7 +148,7 @@ def lora_fields(layers, linears, saved):
     The most frequent rank and alpha are the adapter's, others become patterns. Targets are named by
     their last part ("query") if that means the same layers to PEFT, else in full."""
     configs = {file: layer.config for file, layer in layers.items()}
-    one = next(iter(configs.values()))                      # all agree in what is read from it
+    one = next(iter(configs.values()))                      # they differ in rank and alpha alone
     rank = mode(each.rank for each in configs.values())
     alpha = mode(each.alpha for each in configs.values())
     leaves = sorted({file.rpartition(".")[2] for file in configs})
