@@ -70,7 +70,7 @@ def labels_of(config, where):
     """The label names of a config.json, in class order."""
     names = config.get("id2label")
     if names is None:
-        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise InputError(f"{where}: id2label should number its classes from 0 up, is "
                          f"{short(names, 100)}")

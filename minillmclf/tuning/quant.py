@@ -83,7 +83,8 @@ def nearest_codes(x, code):
 
 
 def quantise(x, kind="nf4", blocksize=64, double=True):
-    """A float tensor of any shape -> Quantised. InputError for other options or numbers."""
+    """A float tensor of any shape -> Quantised. double: the absmax too. InputError for an unknown
+    kind or blocksize, and for a tensor without numbers or with one that is not finite."""
     if kind not in CODES or blocksize not in BLOCKSIZES:
         raise InputError(f"4-bit kind {kind!r}, blocksize {blocksize}: known are "
                          f"{', '.join(CODES)} with {BLOCKSIZES}")
@@ -99,11 +100,10 @@ def quantise(x, kind="nf4", blocksize=64, double=True):
     even = x.numel() + x.numel() % 2                                    # padded with a 0.0
     codes = nearest_codes(scaled, CODES[kind]).flatten()[:even]
     packed = (codes[::2] << 4 | codes[1::2])[:, None]                   # (n/2, 1)
-    statistics = (absmax,)
+    nested = offset = None
     if double:                                  # on the CPU: a GPU's mean may differ in a bit
-        statistics = [part.to(x.device) for part in quantise_absmax(absmax.cpu())]
-    return Quantised(packed, statistics[0], kind, blocksize, tuple(x.shape), x.dtype,
-                     *statistics[1:])
+        absmax, nested, offset = (part.to(x.device) for part in quantise_absmax(absmax.cpu()))
+    return Quantised(packed, absmax, kind, blocksize, tuple(x.shape), x.dtype, nested, offset)
 
 
 def quantise_absmax(absmax):
