@@ -33,22 +33,22 @@ def seed_step(seed, step):
         torch.mps.manual_seed(number)
 
 
-def is_index(value):
+def is_count(value):
     """Is it a whole number from 0?"""
     return type(value) is int and value >= 0
 
 
 def is_history(value):
     return isinstance(value, list) and all(
-        isinstance(line, dict) and is_index(line.get("step")) for line in value)
+        isinstance(line, dict) and is_count(line.get("step")) for line in value)
 
 
-STEP_FIELD = {"step": (is_index, "a number of steps")}
+STEP_FIELD = {"step": (is_count, "a number of steps")}
 PROGRESS_FIELDS = {**STEP_FIELD,                       # key -> (test, what it should be)
                    "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
                               "a list of numbers"),
                    "history": (is_history, "a list with the step of each epoch"),
-                   "best": (lambda v: v is None or isinstance(v, dict) and is_index(v.get("epoch")),
+                   "best": (lambda v: v is None or isinstance(v, dict) and is_count(v.get("epoch")),
                             "the best epoch, or null")}
 
 
@@ -96,7 +96,7 @@ class Store:
                 for name, parameter in parameters.items():
                     parameter.copy_(self.move_like(tensors.pop(f"model.{name}"), parameter))
                 for key, value in (tensors | metadata.get("numbers", {})).items():
-                    _, moment, name = key.split(".", 2)
+                    _, moment, name = key.split(".", 2)      # optimizer.exp_avg.NAME
                     parameter = parameters[name]
                     if torch.is_tensor(value):
                         value = self.move_like(value, parameter)

@@ -77,7 +77,7 @@ def find_base(names, folder, given=None):
     from the adapter's folder or from the working directory.
     """
     if given is not None:
-        found = find_model(given)
+        found = find_model(given)                           # InputError if there is no model
         return given if isinstance(given, str) else str(found)
     for name in filter(None, names):
         try:
