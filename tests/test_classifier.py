@@ -439,6 +439,7 @@ def test_more_ids_than_rows_is_refused(folder):
      "config.json: id2label should number its classes"),
     ({"id2label": {"a": "x", "b": "y"}}, "config.json: id2label should number its classes"),
     ({"id2label": {"0": "x", "1": "y"}}, r"\(3, 32\), head.out.weight is \(2, 32\)"),
+    ({"id2label": None, "num_labels": None}, r"\(3, 32\), head.out.weight is \(2, 32\)"),
     ({"minillmclf": {"pool": "median"}}, "config.json: minillmclf = .*median"),
     ({"minillmclf": {"max_length": 25}}, "max_length 25: must lie between 4 and the 24 positions")])
 def test_a_config_that_does_not_fit_is_refused(config, fault, folder):

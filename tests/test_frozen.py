@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from flag_world import World, call
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import forked_program, texts_of
 from test_device import LABELS, play
 from test_families import CONFIGS, folders, spread          # noqa: F401  folders is a fixture
@@ -242,6 +242,16 @@ def test_a_saved_head_has_its_bf16_matrices_in_the_file(folders, tmp_path):     
     assert dtypes["model.layers.0.self_attn.q_proj.weight"] == torch.bfloat16
     assert dtypes["model.norm.weight"] == dtypes["score.weight"] == torch.float32
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_bf16_tensor_that_belongs_nowhere_is_refused(folders, tmp_path):       # noqa: F811
+    model, _ = build(folders["bert"], settings(method="head"), "bf16")
+    model.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights) | {"stray.weight": torch.zeros(3, dtype=torch.bfloat16)}
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(InputError, match="'stray.weight' .* is no tensor of Bert"):
+        Classifier.load(tmp_path)
 
 
 def test_widened_it_is_the_rounded_model_in_fp32(folders):                      # noqa: F811

@@ -1,9 +1,10 @@
 """Baselines, which any model has to beat: the frequencies of the classes, logistic regression on a
 bag of words, and, for two answers to a prompt, "the longer answer wins".
 
-The features are words and pairs of neighbouring words, weighted by TF-IDF with the usual smoothing
-(Salton and Buckley 1988): (1 + log tf) * (1 + log((1 + rows) / (1 + df))), and each row is scaled
-to length 1. Only the most frequent terms are kept: weights and L-BFGS stay below 400 MB of memory.
+The features are terms, words and pairs of neighbouring words, weighted by TF-IDF with the usual
+smoothing (Salton and Buckley 1988): (1 + log tf) * (1 + log((1 + rows) / (1 + df))). tf counts a
+term in its row, df the rows that have it. Each row is then scaled to length 1. Only the most
+frequent terms are kept: weights and L-BFGS stay below 400 MB of memory.
 """
 import math
 import re

@@ -121,10 +121,11 @@ def build_task(labels, label_options=None, preference=None, multi_label=False):
 
 
 def choose_max_length(asked, backbone, tokenizer, folder):
-    """max_length of a classifier: `asked`; if None, the limit of model and tokenizer, which is set
-    as tokenizer.max_length in any case. InputError if `asked` leaves no place for a text or is more
-    than the model's positions."""
-    highest, least = backbone.max_tokens or math.inf, tokenizer.num_special_tokens(True) + 1
+    """max_length of a classifier: `asked`; if None, the limit of model and tokenizer. This limit is
+    set as tokenizer.max_length in any case. InputError if `asked` leaves no place for a text or is
+    more than the model's positions."""
+    highest = backbone.max_tokens or math.inf
+    least = tokenizer.num_special_tokens(True) + 1                      # one token of text
     known = tokenizer.max_length or backbone.max_tokens or DEFAULT_MAX_LENGTH
     tokenizer.max_length = min(highest, known)
     if asked is not None and not (type(asked) is int and least <= asked <= highest):

@@ -127,8 +127,8 @@ class Classifier(nn.Module):
     def compute_in_batches(self, encoded, compute, columns, batch_size=64):
         """Apply compute, Batch -> (B, columns), to N rows of `encode` -> (N, columns) on the CPU,
         in the order of `encoded`. InputError for a result that is not finite."""
-        checked = encoded if isinstance(encoded, (list, tuple)) else [None]
-        if not all(isinstance(row, tuple) for row in checked):
+        is_list = isinstance(encoded, (list, tuple))
+        if not (is_list and all(isinstance(row, tuple) for row in encoded)):
             raise InputError("scores are of rows, model.encode(texts)[0], not of "
                              f"{short(encoded)}: give texts to predict")
         self.eval()
@@ -164,7 +164,7 @@ class Classifier(nn.Module):
     def generate(self, texts, max_new_tokens=16, **choice):
         """Texts -> what the language model writes after each, a list of strings. choice: options
         of models.generate."""
-        encoded, _ = self.encode(texts, training=True)
+        encoded, _ = self.encode(texts, training=True)             # one sequence a row
         if not encoded:
             return []
         batch = self.collate(encoded, range(len(encoded))).to(next(self.parameters()).device)

@@ -43,8 +43,8 @@ class DistilBertHead(BertHead):
 
 
 class ModernBertHead(BertHead):
-    """ModernBERT: first token, or the mean of all -> dense -> activation -> norm, which together
-    are also the first part of its masked-LM head -> dropout -> classes."""
+    """ModernBERT: first token, or the mean of all -> dense -> activation -> norm -> dropout ->
+    classes. Its masked-LM head begins with the same dense, activation and norm."""
 
     NAMES = {"head.dense": "head.dense", "head.norm": "head.norm", "classifier": "head.out"}
 

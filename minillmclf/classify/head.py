@@ -67,7 +67,7 @@ class Head(Readout):
         return pool(hidden, mask, self.pooling)
 
     def class_logits(self, features):
-        """(B, D) -> logits (B, C)."""
+        """(B, D) -> logits (B, C). Subclasses have `dropout` and the linear layer `out`."""
         return self.out(self.dropout(features))
 
     def forward(self, hidden, mask):

@@ -56,7 +56,8 @@ class HeadWrapper(Head):
         return self.score(hidden, mask)
 
     def encode_row(self, tokenizer, texts, max_length):
-        """(prompt, a, b) -> a row, was it cut? encode_with_cuts: a row, tokens cut of each text."""
+        """(prompt, a, b) -> a row, was it cut? A subclass has encode_with_cuts, which returns the
+        row and how many tokens of each text were cut."""
         row, cut = self.encode_with_cuts(tokenizer, texts, max_length)
         return row, any(cut)
 
@@ -104,7 +105,7 @@ class BradleyTerry(HeadWrapper):
 
     ARCHITECTURE = "MinillmclfBradleyTerry"
     CLASS_LAYERS = (".out", ".tie")
-    SEQUENCES_PER_ROW = 2               # of a row
+    SEQUENCES_PER_ROW = 2
 
     def __init__(self, score, order):
         super().__init__(score)
@@ -132,7 +133,8 @@ class BradleyTerry(HeadWrapper):
         states, mask = self.states_to_pool(backbone, ids, mask, types, layout)
         r = self(states, mask).squeeze(1).float()                                       # (2B,)
         a_b_tie = davidson(*r.chunk(2), self.tie.bias)                                  # (B, 3)
-        return a_b_tie[:, np.argsort(self.order).tolist()]      # columns in the order of the labels
+        # `order` has the class numbers of a, b, tie; its argsort says which of them each class is.
+        return a_b_tie[:, np.argsort(self.order).tolist()]
 
 
 # ------------------------------------------------------------------------------------- the task
@@ -177,11 +179,10 @@ class Preference(SingleLabel):
         """As text.batch.collate. For pairs, ids, mask and types are (2B, T): all first sequences,
         then all second ones."""
         chosen = [self.sequences(encoded[row]) for row in rows]
-        counts = {len(sequences) for sequences in chosen}            # {1} or {2}
-        if len(counts) > 1:
+        if len({len(sequences) for sequences in chosen}) > 1:
             raise InputError("rows of 1 and of 2 sequences do not go into one batch: encode all of "
                              "them in the same way")
-        sequences = [row[n] for n in range(*counts) for row in chosen]
+        sequences = [sequence for nth in zip(*chosen) for sequence in nth]
         batch = collate(sequences, range(len(sequences)), pad_id)
         if labels is not None:
             batch.labels = torch.tensor([labels[row] for row in rows])
@@ -218,9 +219,10 @@ def preference_task(asked, labels, label_options):
     """asked: the option preference, {"kind": of KINDS, "swap": of SWAPS}; "none" if missing ->
     Preference, or None if both are "none". label_options: {} for a head. InputError for options
     that do not go together."""
-    if not isinstance(asked or {}, dict) or set(asked or {}) - {"kind", "swap"}:
+    asked = asked or {}
+    if not isinstance(asked, dict) or set(asked) - {"kind", "swap"}:
         raise InputError(f"preference should be an object with kind and swap, is {short(asked)}")
-    kind, swap = ((asked or {}).get(key) or "none" for key in ("kind", "swap"))
+    kind, swap = (asked.get(key) or "none" for key in ("kind", "swap"))
     if kind not in KINDS or swap not in SWAPS:
         raise InputError(f"preference {short(kind)}, swap {short(swap)}: known are "
                          f"{', '.join(KINDS)}, and {', '.join(SWAPS)}")

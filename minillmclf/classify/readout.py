@@ -71,7 +71,7 @@ def as_rows(texts, names, most):
     limit = len(names) or most
     for number, text in enumerate(rows, 1):
         row = tuple(text) if isinstance(text, (tuple, list)) else (text,)
-        if not all(isinstance(part, str) for part in row) or len(row) > limit and not names:
+        if not all(isinstance(part, str) for part in row) or (len(row) > limit and not names):
             raise InputError(f"text {number}: a text is a string, or a tuple of {limit} for a row "
                              f"of several, not {short(text)}")
         if names and len(row) != limit:

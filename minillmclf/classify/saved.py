@@ -6,6 +6,7 @@ that transformers does not have are in config.json under "minillmclf". After a t
 leaves the base unchanged, only what was trained is saved (tuning/saved.py).
 """
 import shlex
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -45,9 +46,10 @@ def settings_of(model):
 def read_settings(config, where):
     """A config.json -> labels, settings as of `settings_of`, the arguments of from_backbone."""
     settings, problem = config.get("minillmclf", {}), config.get("problem_type")
-    is_known = isinstance(settings, dict) and set(settings) <= {*DEFAULTS, *OPTIONAL_KEYS} \
-        and isinstance(settings.get("readout", {}), dict) \
-        and not set(settings.get("readout", {})) & (set(DEFAULTS) - {"readout"})
+    is_known = isinstance(settings, dict) and set(settings) <= {*DEFAULTS, *OPTIONAL_KEYS}
+    if is_known:              # label options in "readout" must not replace what stands beside it
+        readout, others = settings.get("readout", {}), DEFAULTS.keys() - {"readout"}
+        is_known = isinstance(readout, dict) and others.isdisjoint(readout)
     if not is_known or settings.get("pool") not in (None, *POOLS, WRONG_POOLING):
         raise InputError(f"{where}: minillmclf = {settings!r:.80} is not known; pool is "
                          f"{', '.join(POOLS)}")
@@ -68,7 +70,7 @@ def labels_of(config, where):
     """The label names of a config.json, in class order."""
     names = config.get("id2label")
     if names is None:
-        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise InputError(f"{where}: id2label should number its classes from 0 up, is "
                          f"{short(names, 100)}")
@@ -79,9 +81,11 @@ def labels_of(config, where):
 
 def stored_half(model, checkpoint):
     """The paths of the matrices that lie in bf16 in a file with --dtype bf16 -> a set."""
-    table = model.rename_table()
-    stored = {table.path_of(name) for name in checkpoint.files
-              if checkpoint.dtypes[name] == "BF16" and not table.tied_to(name)}
+    table, stored = model.rename_table(), set()
+    for name in checkpoint.files:
+        if checkpoint.dtypes[name] == "BF16" and not table.tied_to(name):
+            with suppress(KeyError):                    # no row: load_weights tells of it
+                stored.add(table.path_of(name))
     return frozen_matrices(model, ()) & stored
 
 
@@ -103,9 +107,9 @@ def load(cls, path, base=None, device=None):
     except InputError as error:
         has_folder = str(checkpoint.folder) in str(error)
         raise InputError(str(error) if has_folder else f"{where}: {error}") from None
-    last = [file for file, path in model.head.NAMES.items() if path.endswith(".out")]
-    if last and last[0] + ".weight" not in checkpoint:
-        raise InputError(f"{path}: no classification head in it (no tensor {last[0]}.weight): "
+    last_layer = next((file for file, to in model.head.NAMES.items() if to.endswith(".out")), None)
+    if last_layer and last_layer + ".weight" not in checkpoint:
+        raise InputError(f"{path}: no classification head in it (no tensor {last_layer}.weight): "
                          f"fine-tune it first with python -m minillmclf.train --model "
                          f"{shlex.quote(str(path))}")
     if options["keep"] == "head" and not model.head.label_options:

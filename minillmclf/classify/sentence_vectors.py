@@ -35,22 +35,25 @@ def sentence_settings(folder):
 def pooling_of(folder):
     """The pooling that modules.json names, or None if the head has no such pooling."""
     path = folder / "modules.json"
-    modules = read_json(path, list)
-    for module in modules:
+    for module in read_json(path, list):
         if not isinstance(module, dict) or not isinstance(module.get("type"), str):
             raise InputError(f"{path}: {short(module)} should be an object with a type")
         if module["type"].endswith("Pooling"):
             place = module.get("path")
             if not isinstance(place, str) or ".." in Path(place).parts or Path(place).is_absolute():
                 raise InputError(f"{path}: {short(place)} should be a folder beside it")
-            where = folder / place / "config.json"
-            if not where.is_file():
-                raise InputError(f"{where}: is not there, but modules.json names it: download the "
-                                 "folder again, or choose the pooling by --pool")
-            config = check_fields(read_json(where), MODE, where)
-            on = {name for key, name in MODES.items() if config.get(key) is True}
-            on |= {NAMES[mode] for mode in [config.get("pooling_mode")] if mode in NAMES}
-            others = [key for key, value in config.items()
-                      if key.startswith("pooling_mode_") and value is True and key not in MODES]
-            return on.pop() if len(on) == 1 and not others else None
+            return read_pooling(folder / place / "config.json")
     return None
+
+
+def read_pooling(path):
+    """The config.json of a pooling -> one of head.POOLINGS, or None for another, or for several."""
+    if not path.is_file():
+        raise InputError(f"{path}: is not there, but modules.json names it: download the folder "
+                         "again, or choose the pooling by --pool")
+    config = check_fields(read_json(path), MODE, path)
+    switched_on = {key for key in config if key.startswith("pooling_mode_") and config[key] is True}
+    found = {MODES.get(key) for key in switched_on}
+    if config.get("pooling_mode") in NAMES:
+        found.add(NAMES[config["pooling_mode"]])
+    return found.pop() if len(found) == 1 else None         # {None}: another pooling

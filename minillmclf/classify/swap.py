@@ -104,8 +104,9 @@ def longer_answer(train, texts, labels):
     """
     counts = Counter(map(length_outcome, train))
     won, lost, tied = (counts[name] + 1 for name in ("longer", "shorter", "tie"))
-    equal_tie = (counts["equal tie"] + 1) / (counts["equal"] + 2 + counts["equal tie"] + 1)
-    side = (1 - equal_tie) / 2
+    equal_won, equal_tied = counts["equal"] + 2, counts["equal tie"] + 1    # won by a or b: 1 + 1
+    equal_tie = equal_tied / (equal_won + equal_tied)                       # p(tie)
+    side = (1 - equal_tie) / 2                                              # p(a), p(b)
     order, out = side_numbers(labels), np.empty((len(texts), 3))
     for row, (_, a, b) in enumerate(texts):
         if len(a) == len(b):

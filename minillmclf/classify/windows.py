@@ -104,18 +104,20 @@ class Windows(nn.Module):
                              f"{max_length}")
         special = tokenizer.num_special_tokens(len(parts) == 2)
         parts, lost = truncate_all(parts, self.max_document - special, keep)
-        space, longer = self.size - special, max(range(len(parts)), key=lambda n: len(parts[n]))
-        if sum(map(len, parts)) > space and len(parts) == 2:
-            shorter = parts[1 - longer]
-            parts[1 - longer] = truncate(shorter, space // 2, keep)    # at most half of a window
-            lost += len(shorter) - len(parts[1 - longer])
-            space -= len(parts[1 - longer])
+        space = self.size - special                                    # for text, in each window
+        longer = max(range(len(parts)), key=lambda n: len(parts[n]))
+        if len(parts) == 2 and sum(map(len, parts)) > space:
+            shorter = 1 - longer
+            kept = truncate(parts[shorter], space // 2, keep)          # at most half of a window
+            lost += len(parts[shorter]) - len(kept)
+            parts[shorter] = kept
+            space -= len(kept)
         ids, types = [], []
         for start, end in window_spans(len(parts[longer]), space, self.overlap):
             window = [part[start:end] if n == longer else part for n, part in enumerate(parts)]
             more_ids, more_types = tokenizer.add_special_tokens(*window)
             ids, types = ids + more_ids, types + more_types
-        check_row_lengths([len(ids)], self.size)
+        check_row_lengths([len(ids)], self.size)       # a text's own BOS makes its window shorter
         return (ids, types), lost > 0
 
     def read(self, head, backbone, ids, mask, types=None):

@@ -33,22 +33,22 @@ def seed_step(seed, step):
         torch.mps.manual_seed(number)
 
 
-def is_index(value):
+def is_count(value):
     """Is it a whole number from 0?"""
     return type(value) is int and value >= 0
 
 
 def is_history(value):
     return isinstance(value, list) and all(
-        isinstance(line, dict) and is_index(line.get("step")) for line in value)
+        isinstance(line, dict) and is_count(line.get("step")) for line in value)
 
 
-STEP_FIELD = {"step": (is_index, "a number of steps")}
+STEP_FIELD = {"step": (is_count, "a number of steps")}
 PROGRESS_FIELDS = {**STEP_FIELD,                       # key -> (test, what it should be)
                    "losses": (lambda v: isinstance(v, list) and all(map(is_number, v)),
                               "a list of numbers"),
                    "history": (is_history, "a list with the step of each epoch"),
-                   "best": (lambda v: v is None or isinstance(v, dict) and is_index(v.get("epoch")),
+                   "best": (lambda v: v is None or isinstance(v, dict) and is_count(v.get("epoch")),
                             "the best epoch, or null")}
 
 
@@ -96,7 +96,7 @@ class Store:
                 for name, parameter in parameters.items():
                     parameter.copy_(self.move_like(tensors.pop(f"model.{name}"), parameter))
                 for key, value in (tensors | metadata.get("numbers", {})).items():
-                    _, moment, name = key.split(".", 2)
+                    _, moment, name = key.split(".", 2)      # optimizer.exp_avg.NAME
                     parameter = parameters[name]
                     if torch.is_tensor(value):
                         value = self.move_like(value, parameter)
@@ -105,7 +105,7 @@ class Store:
             raise InputError(f"{path}: {short(error, 200)} in what the optimiser kept: "
                              f"{START_ANEW}") from None
         key_sets = {frozenset(state) for state in optimizer.state.values()}
-        if not hasattr(optimizer, "init_state") and len(key_sets) > 1:
+        if not hasattr(optimizer, "init_state") and len(key_sets) > 1:   # bitsandbytes' may differ
             raise InputError(f"{path}: a part of what the optimiser kept is missing: {START_ANEW}")
         return progress
 
@@ -117,13 +117,14 @@ class Store:
             return {"step": 0, "history": [], "best": None, "losses": []}
         check_fields(progress, PROGRESS_FIELDS, self.state)
         history, best = progress["history"], progress["best"]
-        started = history[-1]["step"] if history else 0       # the last step before this epoch
-        chosen = best and 1 <= best["epoch"] <= len(history) and history[best["epoch"] - 1]
-        names = (metric, "log_loss") if metric else ()
-        numbers = [line.get(name) for line in history for name in names]
-        fits = (progress["step"] == started + len(progress["losses"])
-                and bool(history) == bool(best) and all(map(is_number, numbers))
-                and (not best or chosen and chosen.get(metric) == best.get(metric)))
+        before = history[-1]["step"] if history else 0        # the last step before this epoch
+        needed = (metric, "log_loss") if metric else ()
+        measured = [entry.get(name) for entry in history for name in needed]
+        fits = (progress["step"] == before + len(progress["losses"])
+                and all(map(is_number, measured)) and bool(history) == bool(best))
+        if fits and best:
+            fits = (1 <= best["epoch"] <= len(history)
+                    and history[best["epoch"] - 1].get(metric) == best.get(metric))
         if not fits:
             raise InputError(f"{self.state}: its steps, losses and best epoch do not fit together: "
                              "--overwrite starts anew")

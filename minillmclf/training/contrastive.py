@@ -3,8 +3,8 @@
 The supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, L_out) trains the body on
 pairs of rows. B rows make B * (B - 1) pairs, so few rows give much to learn from. SetFit (Tunstall
 et al. 2022, arXiv:2209.11055) has the same idea, but its loss looks at each pair alone. The head is
-a linear probe on the new features (probe.py). There is no projection head, as the paper has: the
-loss reads what the classifier reads. A batch needs several rows of each class: `grouped_batches`.
+a linear probe on the new features (probe.py). The paper's projection head is left out: the loss
+reads what the classifier reads. A batch needs several rows of each class: `grouped_batches`.
 """
 import random
 
@@ -48,12 +48,13 @@ class Contrastive:
 
 
 def grouped_batches(targets, size, seed):
-    """The batches of an epoch, each with several rows of each of its classes -> lists of rows.
+    """The batches of an epoch, lists of row numbers, each with several rows of each of its classes.
 
-    A batch samples two classes or more, then equally many rows of each: max(GROUP, size // classes)
-    or all rows of a smaller class, so at most `size` rows. GROUP is size // 2 where size < 8. Each
-    batch is sampled anew: an epoch may repeat a row or miss one.
-    targets: the class number of each row; size: 4 or more. A batch is a list of row numbers.
+    A batch samples two classes or more, then equally many rows of each (all rows of a class that
+    has fewer): GROUP, or size // 2 if that is less, or size // classes if that is more. So a batch
+    has at most `size` rows, and an epoch N / size batches, at least LEAST_STEPS. Each batch is
+    sampled anew: an epoch may repeat a row or miss one.
+    targets: the class numbers of N rows; size: 4 or more.
     """
     rng, rows = random.Random(f"grouped:{seed}"), {}                     # rows: by class
     for row, target in enumerate(targets):

@@ -13,7 +13,6 @@ from hashlib import blake2b
 
 import torch
 
-
 MAX_BYTES = 2**30                           # of features, 4 bytes a number
 
 
@@ -39,8 +38,9 @@ def cached_features(model, encoded, settings):
 def can_cache(model, encoded, settings):
     """Is the backbone's output the same in every step, one vector for each sequence?"""
     backbone, head = model.backbone, model.head
-    one_vector = head.pooling in ("first", "last")
-    if not one_vector or settings.precision != "fp32" or has_dropout(backbone):
+    one_vector = head.pooling in ("first", "last")          # None: windows, label texts
+    in_fp32 = settings.precision == "fp32"                  # as the cache is filled
+    if not one_vector or not in_fp32 or has_dropout(backbone):
         return False
     if any(parameter.requires_grad for parameter in backbone.parameters()):
         return False
@@ -49,8 +49,8 @@ def can_cache(model, encoded, settings):
 
 def has_dropout(backbone):
     """Does any dropout act in a backbone in training?"""
-    return any(getattr(module, name, 0) > 0
-               for module in backbone.modules() for name in ("p", "attention_dropout"))
+    names = ("p", "attention_dropout")                      # of nn.Dropout; of our attention layers
+    return any(getattr(module, name, 0) > 0 for module in backbone.modules() for name in names)
 
 
 class FeatureCache:

@@ -27,7 +27,8 @@ class Overflow(Exception):
 
 
 class LossScale:
-    """scale: that of the next step; good_steps: steps since it has changed."""
+    """scale: the factor of the next step's gradient; good_steps: steps without overflow since the
+    scale was set."""
 
     def __init__(self):
         self.scale, self.good_steps = FIRST_SCALE, 0

@@ -147,7 +147,7 @@ def finish_epoch(model, dev, settings, store, progress):
         entry |= model.task.measure(model.probabilities(logits), dev.targets)
     progress["losses"] = []
     progress["history"].append(entry)
-    best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]
+    best = progress["best"] and progress["history"][progress["best"]["epoch"] - 1]     # or None
     if not dev.encoded or is_better(metric, entry, best):
         progress["best"] = {"epoch": epoch, metric: entry.get(metric)}
         store.save_best(model, epoch)

@@ -23,7 +23,8 @@ def by_depth(model, decay, head=1.0):
 
 
 def depth_of(name, layers):
-    """A parameter's depth: 0 for embeddings, 1 to `layers` for blocks, layers + 1 for the head."""
+    """A parameter's depth: 0 for embeddings, 1 to `layers` for blocks (T5 has two of each depth),
+    layers + 1 for the final norm and the head."""
     block = re.search(r"\blayers\.(\d+)\.", name)
     if block:
         return int(block.group(1)) + 1

@@ -43,8 +43,8 @@ def features_of(model, batch):
 def fit_probe(model, train, objective, batch_size=64, penalty=L2_PENALTY):
     """Replace model.head.out, in place, by the probe on its own features: weight (C, D), bias (C,).
 
-    It minimises objective(rows) + penalty / 2 * |weight|^2 over all N rows at once; the features
-    are divided by their mean length. train: plan.Split of N rows; objective: as
+    It minimises objective + penalty / 2 * |weight|^2 over all N rows at once; the features are
+    divided by their mean length. train: plan.Split of N rows; objective: as
     losses.CrossEntropy, a sum over rows. The rows pass through the model once, `batch_size` at a
     time. The features (N, D) are kept on the CPU in fp32.
     """
@@ -55,6 +55,7 @@ def fit_probe(model, train, objective, batch_size=64, penalty=L2_PENALTY):
     scale = features.norm(dim=1).mean()
     weight = torch.zeros(out.out_features, out.in_features, requires_grad=True)
     bias = torch.zeros(out.out_features, requires_grad=out.bias is not None)
+    # To the objective, `logits` is the model, and `rows` one batch of all N rows.
     rows = SimpleNamespace(features=features / scale, labels=torch.tensor(train.targets))
 
     def logits(rows):

@@ -36,10 +36,11 @@ def default_lr(s):
         config = {}
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     width = next((inner[key] for key in WIDTH_KEYS if type(inner.get(key)) is int), 0)
-    full, head = next(rates for most, *rates in WIDTH_RATES if width <= most)
+    full, head = next(rates for widest, *rates in WIDTH_RATES if width <= widest)
     if config.get("model_type") == "t5":
         full = max(full, T5_LOWEST_LR)
-    updates = dict.fromkeys(("lora", "dora", "qlora"), float(f"{10 * full:.6g}"))
+    ten_times = float(f"{10 * full:.6g}")               # without binary rounding: 0.0003
+    updates = dict.fromkeys(("lora", "dora", "qlora"), ten_times)
     rates = {**METHOD_RATES, "head": head, **updates}
     return rates.get(s.method, full), f"{s.method} at width {width}"
 

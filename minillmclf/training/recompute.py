@@ -45,7 +45,7 @@ class RecomputedForward:
         """The block's arguments -> what its forward returns."""
         if not torch.is_grad_enabled():
             return self.forward(*arguments)
-        rows = [getattr(a, "rows", a) for a in arguments if isinstance(a, Rows)]
+        rows = [getattr(a, "rows", a) for a in arguments if isinstance(a, Rows)]   # FewQueries.rows
         prefixed = [(each, each.layer) for each in rows if hasattr(each, "layer")]    # CachedRows
 
         def run(*arguments):

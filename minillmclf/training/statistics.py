@@ -59,8 +59,9 @@ def t_interval(values, level=0.95):
 def bootstrap_interval(statistic, rows, draws=1000, seed=0, level=0.95):
     """The percentile interval of a statistic of test rows -> (low, high).
 
-    statistic: takes row numbers (rows,), drawn with replacement, and returns a number. If this is
-    the difference of two models on these rows, the interval is a paired one.
+    rows: how many there are; statistic: takes row numbers (rows,), drawn with replacement, and
+    returns a number. If this is the difference of two models on these rows, the interval is a
+    paired one.
     """
     random = np.random.default_rng(seed)
     values = [statistic(random.integers(0, rows, rows)) for _ in range(draws)]

@@ -60,18 +60,18 @@ def attach_prompt(model, config, seed):
 def last_block_parameters(model, config):
     stack, count = block_stack(model)
     first = count - int(config["method"].removeprefix("last-"))
-    prefixes = [f"{stack}.{block}." for block in range(first, count)]
-    prefixes.append(stack.removesuffix("layers") + "final_norm.")
-    return [name for name, _ in model.named_parameters() if name.startswith(tuple(prefixes))]
+    trained = [f"{stack}.{block}." for block in range(first, count)]
+    trained.append(stack.removesuffix("layers") + "final_norm.")
+    return [name for name, _ in model.named_parameters() if name.startswith(tuple(trained))]
 
 
 @dataclass(frozen=True)
 class Method:
     """A way of tuning.
 
-    trainable(model, config) -> names of the parameters that it trains besides the head's;
-    options: the keys of its config besides "method"; attach(model, config, seed) adds its new
-    modules, and detach(model) removes them.
+    trainable(model, config) -> names of the parameters that it trains besides the head's, or a dict
+    with these keys; options: the keys of its config besides "method"; attach(model, config, seed)
+    adds its new modules, and detach(model) removes them.
     """
     trainable: Callable = lambda model, config: ()
     options: tuple = ()
@@ -104,7 +104,8 @@ def block_stack(model):
 
 def find_method(name, model):
     """The Method of this name; "last-3" is last-N. InputError for an unknown one."""
-    last, (_, blocks) = re.fullmatch(r"last-(\d+)", name), block_stack(model)
+    _, blocks = block_stack(model)
+    last = re.fullmatch(r"last-(\d+)", name)
     if last and 1 <= int(last[1]) <= blocks:
         return METHODS["last-N"]
     if name not in METHODS or name == "last-N":
@@ -121,14 +122,16 @@ def trainable_names(model, method, bias="none"):
 
 def trained_in_place(model, method):
     """The names of the parameters of whole blocks that a method trains in place, known before it is
-    attached. Biases and norms, which some methods train too, are not among them."""
+    attached (frozen.py rounds other matrices). Biases and norms, which some methods train too, are
+    not among them."""
     chosen = find_method(method, model)
     in_place = chosen in (METHODS["full"], METHODS["last-N"])
     return {*chosen.trainable(model, {"method": method})} if in_place else set()
 
 
 def set_trainable(model, method, bias="none"):
-    """Set requires_grad of all parameters of a classifier -> (trainable, total), their numbers."""
+    """Set requires_grad of all parameters of a classifier -> (trainable, total), how many numbers.
+    A 4-bit matrix is no parameter, but its numbers count in the total."""
     trainable = trainable_names(model, method, bias)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -142,7 +145,8 @@ def tune(model, config, seed=0):
     """Apply a tuning config to a classifier -> (trainable, total) numbers of parameters.
 
     config: {"method": ..., and the options of its Method}; it becomes `model.tuning`. The seed
-    decides new weights. Raises InputError for an unknown method or numbers that do not fit.
+    decides new weights. Raises InputError for an unknown method, for numbers that do not fit, or if
+    4-bit matrices, or nothing at all, would be trained.
     """
     method = find_method(config["method"], model)
     if method in (METHODS["full"], METHODS["last-N"]) and selection.four_bit_sizes(model):

@@ -59,13 +59,14 @@ def base_record(base, folder):
     the run by a path relative to the run, so that both may be moved together; others by the full
     path."""
     base, folder = Path(base).resolve(), Path(folder).resolve()
-    new = (NEW_RUN, NEW_MODEL)
-    folder = Path(*(part for part in folder.parts if part not in new))   # where it will be moved
-    near = next(path for path in (*folder.parents[1::-1], folder) if path != path.parent)
     if base.parent == CHECKPOINTS:
         return {"base": base.name}
-    there = os.path.relpath(base, folder) if near in base.parents else str(base)
-    there = there if os.sep in there else os.path.join(".", there)
+    new = (NEW_RUN, NEW_MODEL)
+    folder = Path(*(part for part in folder.parts if part not in new))   # where it will be moved
+    above = [path for path in (folder, *folder.parents[:2]) if path != path.parent]   # not the root
+    there = os.path.relpath(base, folder) if above[-1] in base.parents else str(base)
+    if os.sep not in there:                         # a bare name would be that of a shipped model
+        there = os.path.join(".", there)
     return {"base": there, "base_path": str(base)}
 
 
@@ -76,7 +77,7 @@ def find_base(names, folder, given=None):
     from the adapter's folder or from the working directory.
     """
     if given is not None:
-        found = find_model(given)
+        found = find_model(given)                           # InputError if there is no model
         return given if isinstance(given, str) else str(found)
     for name in filter(None, names):
         try:

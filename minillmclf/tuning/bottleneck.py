@@ -84,10 +84,10 @@ def find_wrapped(model):
 
 def trainable_parameters(model, norms=False):
     """{path: parameter} of the bottlenecks, and with norms=True of the backbone's norms."""
-    own = tuple(f"{path}.{part}." for path in find_wrapped(model) for part in ("down", "up"))
+    added = tuple(f"{path}.{part}." for path in find_wrapped(model) for part in ("down", "up"))
     found = {}
     for name, parameter in model.named_parameters():
         is_norm = name.rpartition(".")[0].endswith("norm") and not in_head(name)
-        if name.startswith(own) or norms and is_norm:
+        if name.startswith(added) or (norms and is_norm):
             found[name] = parameter
     return found

@@ -20,9 +20,9 @@ DTYPES = ("fp32", "bf16")
 
 
 def frozen_matrices(model, trained):
-    """The paths of the matrices of a classifier's body that are not in `trained` -> a set.
+    """The set of paths of the matrices of a classifier's body that are not in `trained`.
 
-    The model may be on the device "meta". InputError if there is none.
+    The model may be on the device "meta". InputError if all of them are in `trained`.
     """
     found = {f"{path}.weight" for path, module in model.backbone.named_modules(prefix="backbone")
              if isinstance(module, (nn.Linear, nn.Embedding))} - {*trained}

@@ -54,7 +54,8 @@ class LoraConfig:
 
 
 class LoraLinear(nn.Module):
-    """y = base(x) + (dropout(x) A^T) (s B)^T. A starts uniform in +-1/sqrt(in), B as 0."""
+    """y = base(x) + (dropout(x) A^T) (s B)^T. A starts uniform in +-1/sqrt(in), as kaiming_uniform_
+    with a = sqrt(5) does, B as 0."""
 
     def __init__(self, base, config, generator):
         """base: a linear layer, plain or 4-bit; config: LoraConfig; generator: of A's numbers."""
@@ -128,7 +129,7 @@ class DoraLinear(LoraLinear):
         return (self.m / self.row_norms(W))[:, None] * (W + self.update_matrix())
 
     def forward(self, x):
-        """(..., in) -> (..., out). Dropout acts on the input of W' - W alone; the bias stays."""
+        """(..., in) -> (..., out): base(x) + (W' - W) x, with dropout in the second term alone."""
         y = self.base(x)
         W, bias = base_weight(self.base).to(self.A.dtype), self.base.bias
         if self.training and self.config.dropout:

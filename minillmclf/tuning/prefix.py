@@ -20,9 +20,9 @@ from ..models.cache import Cache
 class Prefix(nn.Module):
     """Learned keys and values of P tokens, laid out as PEFT's PrefixEncoder does: (P, L*2*K*d).
 
+    shape: (L, K, d), with L layers and in each K heads of keys and values, d wide; tokens: P.
     A row holds one token: for each layer its keys, then its values, head by head. The rows are the
     weights of `embedding`; with projection these are (P, K*d), and `transform` makes rows of them.
-    shape: (L, K, d) with L layers; tokens: P.
     """
 
     def __init__(self, shape, tokens, projection=False, seed=0):
@@ -98,8 +98,9 @@ def check_tokens(backbone, tokens):
 
 def shorten_texts(model, tokens):
     """Lower a classifier's max_length to what fits after `tokens` tokens."""
-    model.max_length = min(model.max_length, check_tokens(model.backbone, tokens)
-                           or model.max_length)
+    longest = check_tokens(model.backbone, tokens)
+    if longest is not None:
+        model.max_length = min(model.max_length, longest)
 
 
 @torch.no_grad()
@@ -116,8 +117,9 @@ def prefix_shape(backbone):
     finally:
         set_prefix(backbone, former)
         backbone.train(was_training)
-    (_, heads, _, width), = {k.shape for k in recorder.seen.keys}  # all layers are alike
-    return len(recorder.seen.keys), heads, width
+    keys = recorder.seen.keys
+    [(_, heads, _, width)] = {k.shape for k in keys}            # (1, K, 1, d), one for all layers
+    return len(keys), heads, width
 
 
 def attach_prefix(model, tokens, projection=False, seed=0):

@@ -90,10 +90,11 @@ def attach_prompt(model, tokens, seed=0):
 
 def detach_prompt(model):
     """Take the new words off again -> their vectors (P, D). The base is as it was."""
-    (vectors,), backbone = trainable_parameters(model).values(), backbone_of(model)
+    [vectors] = trainable_parameters(model).values()
+    backbone = backbone_of(model)
     backbone.word_embeddings = backbone.word_embeddings.base
     if isinstance(getattr(model, "encode", None), PromptedEncode):
-        del model.encode
+        del model.encode                            # the instance's own; the class still has its
     return vectors
 
 

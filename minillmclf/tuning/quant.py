@@ -42,8 +42,8 @@ CODES = {                                        # what each of the 16 half-byte
 
 @cache
 def dynamic_map(device="cpu"):
-    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and for i = 0 ... 6 2^i steps of
-    each sign in the decade 10^(i-6). So small numbers keep their magnitude, large ones digits."""
+    """The 256 numbers of the 8-bit dynamic type, ascending: 0, 1, and in each decade that ends at
+    10^(i-6), i from 0 to 6, 2^i numbers of each sign: few for small ones, more for large ones."""
     values = [torch.tensor([0.0, 1.0], device="cpu")]
     for i in range(7):
         edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu")
@@ -83,7 +83,8 @@ def nearest_codes(x, code):
 
 
 def quantise(x, kind="nf4", blocksize=64, double=True):
-    """A float tensor of any shape -> Quantised. InputError for other options or numbers."""
+    """A float tensor of any shape -> Quantised. double: the absmax too. InputError for an unknown
+    kind or blocksize, and for a tensor without numbers or with one that is not finite."""
     if kind not in CODES or blocksize not in BLOCKSIZES:
         raise InputError(f"4-bit kind {kind!r}, blocksize {blocksize}: known are "
                          f"{', '.join(CODES)} with {BLOCKSIZES}")
@@ -99,11 +100,10 @@ def quantise(x, kind="nf4", blocksize=64, double=True):
     even = x.numel() + x.numel() % 2                                    # padded with a 0.0
     codes = nearest_codes(scaled, CODES[kind]).flatten()[:even]
     packed = (codes[::2] << 4 | codes[1::2])[:, None]                   # (n/2, 1)
-    statistics = (absmax,)
+    nested = offset = None
     if double:                                  # on the CPU: a GPU's mean may differ in a bit
-        statistics = [part.to(x.device) for part in quantise_absmax(absmax.cpu())]
-    return Quantised(packed, statistics[0], kind, blocksize, tuple(x.shape), x.dtype,
-                     *statistics[1:])
+        absmax, nested, offset = (part.to(x.device) for part in quantise_absmax(absmax.cpu()))
+    return Quantised(packed, absmax, kind, blocksize, tuple(x.shape), x.dtype, nested, offset)
 
 
 def quantise_absmax(absmax):
@@ -160,7 +160,8 @@ def nested_state(q):
 
 def fast_dequantise(q, dtype):
     """What `dequantise` computes, by bitsandbytes' kernel, on the device of the weights."""
-    bnb, nested = import_kernels(), None if q.offset is None else nested_state(q)
+    bnb = import_kernels()
+    nested = None if q.offset is None else nested_state(q)
     # Read as one long row of an even length. Where a matrix' width is no multiple of the blocksize,
     # the AVX-512 kernel of 0.50.2 takes the absmax of other blocks without a warning: at width 96
     # the error is 0.28 instead of 0.09. Odd lengths take a slow path in the kernel.
@@ -281,7 +282,8 @@ class Linear4bit(nn.Module):
         if x.shape[-1] != self.in_features:
             raise InputError(f"this 4-bit layer reads vectors of {self.in_features} numbers, not "
                              f"of {x.shape[-1]}")
-        bias, x = None if self.bias is None else self.bias.to(dtype), x.to(dtype)
+        x = x.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
         if not torch.is_grad_enabled() and can_fuse(x, self.quantised):
             y = fused_product(x, self.interleaved, self.quantised)
             return y if bias is None else y + bias

@@ -133,9 +133,10 @@ class FourBitCheckpoint(Checkpoint):
         super().__init__(folder)
         self.config = {**self.config}
         check_quantization(self.config.pop("quantization_config"), self.folder / "config.json")
-        layers = [name[:name.index(STATE_NAME) - 1] for name in self.files if STATE_NAME in name]
+        layers = [name.partition("." + STATE_NAME)[0] for name in self.files if STATE_NAME in name]
         self.packed = {layer: {name.removeprefix(layer + "."): name for name in self.files
-                               if f"{name}.".startswith(layer + ".weight.")} for layer in layers}
+                               if f"{name}.".startswith(layer + ".weight.")}        # also .weight
+                       for layer in layers}
         self.all_files = dict(self.files)
         for parts in self.packed.values():
             for name in parts.values():
@@ -157,7 +158,7 @@ def check_quantization(settings, where):
     for key, value in settings.items():
         allowed = SUPPORTED.get(key, (None,))
         if allowed is not None and value not in allowed:
-            wrong.append(f"{short(key)[1:-1]} = {short(value)}")
+            wrong.append(f"{short(key)[1:-1]} = {short(value)}")               # without its quotes
     if wrong or not settings.get("load_in_4bit", settings.get("_load_in_4bit")):
         raise InputError(f"{where}: quantization_config has "
                          f"{join_faults(wrong) or 'no load_in_4bit'}: only 4-bit layers of "
@@ -197,7 +198,8 @@ def fill_from(model, checkpoint, table, fresh=(), device=None, **options):
     for layer, path in paths.items():
         owner = path.removesuffix(".weight")
         old = model.get_submodule(owner)
-        new, shape = checkpoint.read_layer(layer, old.bias), (old.out_features, old.in_features)
+        new = checkpoint.read_layer(layer, old.bias)
+        shape = (old.out_features, old.in_features)
         if new.shape != shape:
             raise InputError(f"{checkpoint.folder}: {layer} is {new.shape}, {owner} is {shape}")
         model.set_submodule(owner, new if device is None else new.to(device))
@@ -211,7 +213,7 @@ def load_weights(model, checkpoint, table, fresh=(), quantise=None, half=(), dev
     not quantised; [] if none was to be.
 
     fresh: patterns of paths that need not be in the file; quantise: "nf4" or "fp4" for the linear
-    layers of the backbone as they are read; None, or a 4-bit file: nothing is quantised. half:
+    layers of the backbone as they are read, or None; a 4-bit file is never quantised anew. half:
     paths of matrices that are held in bf16, if not in four bits; device: of all that is read.
     """
     quantiser = None

@@ -47,7 +47,8 @@ def none_or(test):
     return lambda value: value is None or test(value)
 
 
-# A classifier in files: key -> (test, what it should be). Details are checked where they are used.
+# A classifier in files, tables for check_fields: key -> (test, what it should be); a key with "?"
+# may be missing. Details are checked where they are used. The fingerprint is of `hash_files`.
 OBJECT = (none_or(is_object), "an object")
 SETTINGS = {
     "labels?": (is_names, "a list of names"), "pool?": (none_or(is_word), "a word"),
@@ -188,7 +189,7 @@ def load_peft(folder, build, base=None):
     """A classifier from an adapter folder of PEFT, or from the adapter/ of a run of ours.
 
     build: Classifier.from_backbone; base: where its base is now, if not where the adapter says.
-    Which base it was is known of ours alone.
+    Only an adapter of ours tells whether the base's files have changed since.
     """
     record, tensors = peft.read_adapter(folder)
     if not (base or record["base_model_name_or_path"]):
@@ -201,7 +202,7 @@ def load_peft(folder, build, base=None):
         check_base(base, own["fingerprint"], where)
     labels = own.get("labels") or guess_labels(tensors, base)
     model = build_from(build, base, labels, own, where, method=peft.method_of(record))
-    if not where.exists():                              # PEFT made it
+    if not where.exists():                      # PEFT made it: long texts were cut by the tokenizer
         model.head.keep = model.tokenizer.kept_end
     peft.apply_adapter(model, record, tensors, folder)
     return model.eval()
@@ -212,21 +213,23 @@ def guess_labels(tensors, base):
 
     Without a head in the adapter: two names, and `apply_adapter` says what is missing.
     """
-    last = [t for name, t in tensors.items() if re.fullmatch(
+    last_layers = [t for name, t in tensors.items() if re.fullmatch(        # (C, D), or B (C, r)
         r"(.*\.)?(classifier|score|out_proj)\.(lora_B\.)?weight", name, re.S)]
-    if len(last) != 1 or not last[0].dim():
+    if len(last_layers) != 1 or not last_layers[0].dim():
         return ["LABEL_0", "LABEL_1"]
+    classes = len(last_layers[0])
     names = read_json(find_model(base) / "config.json").get("id2label")
     names = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else []
-    fits = len(names) == len(last[0]) == len({*map(str, names)}) and is_names(names)
-    return names if fits else [f"LABEL_{i}" for i in range(len(last[0]))]
+    fits = len(names) == classes == len({*map(str, names)}) and is_names(names)
+    return names if fits else [f"LABEL_{i}" for i in range(classes)]
 
 
 def check_mergeable(method, where="model"):
     """InputError unless what this tuning method learns is a change of matrices."""
     if method not in LORA_METHODS:
-        why = "this is a whole model already" if method not in ADAPTER_METHODS else \
-            f"what {method} has learned is no change of matrices"
+        why = "this is a whole model already"
+        if method in ADAPTER_METHODS:
+            why = f"what {method} has learned is no change of matrices"
         raise InputError(f"{where}: only lora, dora and qlora can be merged, and {why}: use the "
                          "folder as it is")
 

@@ -15,7 +15,8 @@ from ..text.patterns import Clock, compile_pattern
 
 
 def base_weight(base):
-    """The matrix (out, in) of a linear layer; that of a 4-bit layer is dequantised."""
+    """The matrix (out, in) of a linear layer. A 4-bit layer (quant.py, which imports this file) is
+    known by its method `dequantised`."""
     return base.dequantised() if hasattr(base, "dequantised") else base.weight
 
 
@@ -37,8 +38,9 @@ def four_bit_sizes(model):
 def find_linears(model):
     """{path: module} of the linear layers, in order; a wrapped one appears as its wrapper."""
     linears = {}
-    for path, module in model.named_modules():
-        if path and hasattr(module, "in_features") and path.rpartition(".")[0] not in linears:
+    for path, module in model.named_modules():              # a wrapper comes before what is in it
+        parent = path.rpartition(".")[0]
+        if path and hasattr(module, "in_features") and parent not in linears:
             linears[path] = module
     return linears
 
@@ -120,10 +122,12 @@ def trainable_biases(model, which):
     "lora_only", those of the layers that LoRA wraps."""
     if which not in ("none", "all", "lora_only"):
         raise InputError(f"bias {short(which)} is not known; known: none, all, lora_only")
+    if which == "none":
+        return []
     biases = [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]
     if which == "lora_only":
         return [name for name in biases if name.endswith(".base.bias")]
-    return [name for name in biases if which == "all" and "head" not in name.split(".")]
+    return [name for name in biases if "head" not in name.split(".")]
 
 
 def bitfit_parameters(model):

@@ -91,17 +91,20 @@ class LabelReport:
                   f"last {last}"]
         lines += ["tokens of a label text: shortest {shortest}, longest {longest}, mean {mean:.1f}"
                   .format(**self.lengths)]
+        for sentence in self.sentences():
+            lines += textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_long_words=False)
+        counts = [f"{len(found)} {kind}{'s' * (len(found) != 1)}"
+                  for kind, found in (("warning", self.warnings), ("note", self.notes))]
+        return lines + [", ".join(counts) if self.warnings or self.notes else "no findings"]
+
+    def sentences(self):
+        """What stands below the tables: groups of texts that begin alike, warnings, notes."""
         sentences = [f"begin with {escape_control(group['piece'])} ({group['id']}): "
                      f"{quote_texts(group['texts'])}" for group in self.shared[:FEWER_LINES]]
         if len(self.shared) > FEWER_LINES:
             sentences.append(f"and {len(self.shared) - FEWER_LINES} more groups that begin alike")
         sentences += [f"WARNING: {warning}" for warning in self.warnings]
-        sentences += [f"note: {note}" for note in self.notes]
-        for sentence in sentences:
-            lines += textwrap.wrap(sentence, WIDTH, subsequent_indent="  ", break_long_words=False)
-        counts = [f"{len(sentences)} {kind}{'s' * (len(sentences) != 1)}"
-                  for kind, sentences in (("warning", self.warnings), ("note", self.notes))]
-        return lines + [", ".join(counts) if self.warnings or self.notes else "no findings"]
+        return sentences + [f"note: {note}" for note in self.notes]
 
     def shown_texts(self):
         """The texts that get a line: all; of many, those with a fault first, then the longest."""
@@ -110,7 +113,7 @@ class LabelReport:
         begins = {short for short, _ in self.beginnings}
         ranked = sorted(self.texts,
                         key=lambda t: (not t.unknown, t.text not in begins, -len(t.ids)))
-        return sorted(ranked[:FEWER_LINES], key=self.texts.index)
+        return sorted(ranked[:FEWER_LINES], key=self.texts.index)      # in their order again
 
 
 # ------------------------------------------------------------------------------ what is counted

@@ -61,6 +61,8 @@ class MaskReadout(LabelReadout):
     def mask_log_probs(self, backbone, ids, mask, types, length):
         """Log-probabilities (B, n, V) where each row's mask token stands n = `length` times."""
         place = (ids == self.mask_id).int().argmax(1, keepdim=True)                 # (B, 1)
+        # Each of T + n - 1 new columns copies an old one, `source`: up to the mask the same; then
+        # n - 1 times the mask; then what follows it, moved by n - 1.
         column = torch.arange(ids.shape[1] + length - 1, device=ids.device).expand(len(ids), -1)
         source = torch.where(column <= place, column, torch.maximum(column - length + 1, place))
         ids, mask, types = (None if x is None else x.gather(1, source) for x in (ids, mask, types))

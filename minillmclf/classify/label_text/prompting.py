@@ -134,18 +134,18 @@ def read_answers(model, encoded, dev, dev_targets, shared_prompt, batch_size):
     same shots? A row with two answers in both orders (swap.py) is read as two prompts, whose
     probabilities are averaged.
     """
-    ways, targets = [], dev_targets
+    by_order, targets = [], dev_targets
     for order in range(len(model.task.sequences(encoded[0]))):
         rows, dev_rows = ([model.task.sequences(row)[order] for row in part or []]
                           for part in (encoded, dev))
         if order and dev:                               # swapping answers swaps the classes a and b
             swapped = [swap_label(model.labels[target]) for target in dev_targets]
             targets = [model.labels.index(label) for label in swapped]
-        ways.append(read_one_order(model, rows, dev_rows, targets, shared_prompt, batch_size))
-    if len(ways) == 1:
-        return ways[0]
-    return {name: average_orders(torch.cat([each[name] for each in ways]), model.labels)
-            for name in ways[0]}
+        by_order.append(read_one_order(model, rows, dev_rows, targets, shared_prompt, batch_size))
+    if len(by_order) == 1:
+        return by_order[0]
+    return {way: average_orders(torch.cat([logits[way] for logits in by_order]), model.labels)
+            for way in by_order[0]}
 
 
 def read_one_order(model, encoded, dev, dev_targets, shared_prompt, batch_size):
@@ -166,7 +166,7 @@ def read_one_order(model, encoded, dev, dev_targets, shared_prompt, batch_size):
 def vary_prompt(model, data, examples, shots, seed, batch_size=64, say=print):
     """Accuracy of each wording with each order of the shots, plain and calibrated -> list of dicts.
 
-    Without shots there is one order.
+    Without shots there is one order. The model keeps the last prompt.
     """
     targets, rows = [model.labels.index(e.label) for e in examples], []
     for number, wording in enumerate(wordings(model.head.label_options["fields"]), 1):

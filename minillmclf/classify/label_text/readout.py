@@ -62,9 +62,9 @@ class LabelReadout(Readout):
     by the number of tokens, characters or bytes, which favours long labels.
     """
 
-    PLACE = "behind the prompt"     # of the label
+    PLACE = "behind the prompt"     # where the label stands
     AUTO_END = None                 # what end="auto" means; None: it depends on the label texts
-    READS_AFTER_LABEL = False
+    READS_AFTER_LABEL = False       # may the template go on after {label}?
 
     def __init__(self, tokenizer, labels, prompt, label_texts, end="auto", score_by="sum"):
         super().__init__()
@@ -77,17 +77,18 @@ class LabelReadout(Readout):
         if prompt.template.has_text_after_label and not self.READS_AFTER_LABEL:
             raise InputError(f"template {prompt.template.text!r}: a field stands after {{label}}, "
                              "where this model cannot look when it writes the label: put it before")
-        paths = [self.label_ids(tokenizer, text) for text in self.texts]
-        check_ids(tokenizer, self.texts, paths)
-        nested = any(a != b and b[:len(a)] == a for a in paths for b in paths)
+        label_ids = [self.label_ids(tokenizer, text) for text in self.texts]
+        check_ids(tokenizer, self.texts, label_ids)
+        nested = any(a != b and b[:len(a)] == a for a in label_ids for b in label_ids)
         auto_end = self.AUTO_END or ("eos" if nested else "none")
         self.end = auto_end if end == "auto" else end
         if self.end == "eos" and tokenizer.eos_id is None:
             raise InputError("labels must end in an end-of-text token here, and this tokenizer has "
                              "none: choose label texts of which none begins another, and end "
                              "'none'")
-        self.tree = TokenTree([path + [tokenizer.eos_id] * (self.end == "eos") for path in paths])
-        self.longest_label = max(map(len, self.tree.paths))
+        end_ids = [tokenizer.eos_id] if self.end == "eos" else []
+        self.tree = TokenTree([ids + end_ids for ids in label_ids])
+        self.longest_label = max(map(len, self.tree.paths))       # path: the edges, one per token
 
     @property
     def reserved_tokens(self):
@@ -193,7 +194,8 @@ class LabelReadout(Readout):
             SHARED.reset(before)
 
     def target_ids(self, labels):
-        """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text."""
+        """Class numbers (B,) -> ids (B, n) and mask (B, n) of each class's first label text, padded
+        on the right."""
         paths = [torch.tensor(self.tree.paths[self.class_texts[label][0]])
                  for label in labels.tolist()]
         edges = pad_sequence(paths, batch_first=True, padding_value=-1).to(labels.device)
@@ -251,16 +253,16 @@ def common_length(rows):
     return min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)      # it takes lists, too
 
 
-def check_ids(tokenizer, texts, paths):
+def check_ids(tokenizer, texts, label_ids):
     """InputError for a label text of unknown tokens alone, or for two with the same tokens."""
     text_of = {}
-    for text, path in zip(texts, paths):
+    for text, ids in zip(texts, label_ids):
         if all(i == tokenizer.unk_id or not tokenizer.decode([i], keep_specials=True).strip()
-               for i in path):
+               for i in ids):
             raise InputError(f"label text {short(text)} is made of unknown tokens alone "
-                             f"({short(path)}): choose another word for it")
-        if tuple(path) in text_of:
-            raise InputError(f"label texts {text_of[tuple(path)]!r} and {text!r} are the same "
-                             f"tokens {path} to this tokenizer: choose another word for one of "
+                             f"({short(ids)}): choose another word for it")
+        if tuple(ids) in text_of:
+            raise InputError(f"label texts {text_of[tuple(ids)]!r} and {text!r} are the same "
+                             f"tokens {ids} to this tokenizer: choose another word for one of "
                              "them")
-        text_of[tuple(path)] = text
+        text_of[tuple(ids)] = text

@@ -83,7 +83,7 @@ def check_label_texts(texts, where):
     """InputError for a class without a text, a blank text, or one that comes twice."""
     class_of = {}                                                  # text -> its class
     for label, several in texts.items():
-        for text in several or [several]:
+        for text in several or [several]:                       # [] is no text: refused just below
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{where}: {short(label)} has {json.dumps(text)[:40]}: write a "
                                  "text of at least one word")

@@ -15,14 +15,14 @@ from ..parallel.processes import full_tensor
 CHECKED_STEPS = 3
 
 
-def check_first_steps(step, say, but=()):
-    """Wrap a step of the loop: each line about the first steps is passed to say(line). but: names
-    of trainable tensors that the loss does not reach, as something else fits them."""
+def check_first_steps(step, say, left_out=()):
+    """Wrap a step of the loop: each line about the first steps is passed to say(line). left_out:
+    names of trainable tensors that the loss does not reach, as something else fits them."""
     check = None
 
     def checked(model, optimizer, *more):
         nonlocal check
-        check = check or FirstStepsCheck(model, optimizer, but)
+        check = check or FirstStepsCheck(model, optimizer, left_out)
         loss = step(model, optimizer, *more)
         for line in check.after_step():
             say(line)
@@ -32,20 +32,20 @@ def check_first_steps(step, say, but=()):
 
 @dataclass
 class GradientReport:
-    """lines: to print; faults: those of the lines that are warnings; zero: names of the trainable
-    tensors whose gradient is all zeros."""
+    """lines: to print; faults: the lines that are warnings, then the only ones; zero: names of the
+    trainable tensors whose gradient is all zeros."""
     lines: list
     faults: list
     zero: list
 
 
-def examine_gradients(model, earlier=None, but=()):
+def examine_gradients(model, earlier=None, left_out=()):
     """Examine the gradients of a model after a backward pass -> GradientReport.
 
-    earlier: the report of the step before; a gradient of zeros then and now is a fault. but: names
-    of parameters that are left out.
+    earlier: the report of the step before; a gradient of zeros then and now is a fault. left_out:
+    names of parameters that are not examined.
     """
-    named = [(name, p) for name, p in model.named_parameters() if name not in but]
+    named = [(name, p) for name, p in model.named_parameters() if name not in left_out]
     trained = [name for name, p in named if p.requires_grad]
     frozen = [name for name, p in named if not p.requires_grad]
     missing = [name for name, p in named if p.requires_grad and p.grad is None]
@@ -86,8 +86,8 @@ class FirstStepsCheck:
     Raises InputError if the optimiser holds other tensors than the model, or a frozen one changes.
     """
 
-    def __init__(self, model, optimizer, but=()):
-        self.model, self.optimizer, self.but = model, optimizer, but
+    def __init__(self, model, optimizer, left_out=()):
+        self.model, self.optimizer, self.left_out = model, optimizer, left_out
         self.steps, self.gradients = 0, None
         in_groups = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = dict(model.named_parameters())
@@ -98,7 +98,7 @@ class FirstStepsCheck:
                              "changed; build it last")
         frozen = evenly_spaced([name for name, p in named.items() if not p.requires_grad])
         self.checksums = {name: checksum(p) for name, p in named.items()
-                          if name not in but and (p.requires_grad or name in frozen)}
+                          if name not in left_out and (p.requires_grad or name in frozen)}
 
     def after_step(self):
         self.steps += 1
@@ -108,8 +108,9 @@ class FirstStepsCheck:
             return self.compare_weights()
         if self.gradients is not None and not self.gradients.zero:      # reported one step ago
             return []
-        found = self.gradients = examine_gradients(self.model, self.gradients, self.but)
-        return [] if self.steps == 1 and found.zero and not found.faults else found.lines
+        found = self.gradients = examine_gradients(self.model, self.gradients, self.left_out)
+        wait = self.steps == 1 and found.zero and not found.faults      # zeros may end at step 2
+        return [] if wait else found.lines
 
     def compare_weights(self):
         """Have all trainable tensors changed, and no frozen one of the sample? -> lines to print"""

@@ -49,7 +49,8 @@ def all_reduce(number):
     """The sum of a number over all processes."""
     if not is_distributed():
         return number
-    dist.all_reduce(total := torch.tensor(number, dtype=torch.float64))
+    total = torch.tensor(number, dtype=torch.float64)
+    dist.all_reduce(total)                                             # in place
     return total.item()
 
 
@@ -64,7 +65,8 @@ def full_tensor(tensor):
 
 
 def replicate_model(model):
-    """Copy the main process's trainable weights to all processes; let them split evaluation."""
+    """Copy the main process's trainable weights to all processes, which have the same frozen ones;
+    let them split evaluation."""
     if is_distributed():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -93,7 +95,7 @@ def take_step(model, optimizer, train, rows, settings, objective, update=None):
     optimizer.zero_grad(set_to_none=True)
     own, missing = own_share(rows, settings.micro_batch_size)
     loss = loop.add_gradients(model, train, own, settings, objective, divisor) if own else 0.0
-    for _ in range(missing):                             # a divisor of infinity: gradient 0
+    for _ in range(missing):             # passes that add 0 to loss and gradients: divided by inf
         loss += loop.add_gradients(model, train, rows[:1], settings, objective, math.inf)
     loss = all_reduce(loss)
     gradients = [p.grad for p in model.parameters()

@@ -143,15 +143,18 @@ def target_layers(record, names):
 
 def lora_fields(layers, linears, saved):
     """The values of LORA_FIELDS. layers: {name in transformers: LoraLinear}; linears: the names of
-    all linear layers; saved: modules that are saved in full."""
+    all linear layers; saved: modules that are saved in full.
+
+    The most frequent rank and alpha are the adapter's, others become patterns. Targets are named by
+    their last part ("query") if that means the same layers to PEFT, else in full."""
     configs = {file: layer.config for file, layer in layers.items()}
-    one = next(iter(configs.values()))
+    one = next(iter(configs.values()))                      # they differ in rank and alpha alone
     rank = mode(each.rank for each in configs.values())
     alpha = mode(each.alpha for each in configs.values())
     leaves = sorted({file.rpartition(".")[2] for file in configs})
-    exact = set(drop_inside(match_targets(leaves, linears, ""), saved)) == set(configs)
+    leaves_suffice = set(drop_inside(match_targets(leaves, linears, ""), saved)) == set(configs)
     return {key: default for key, (default, *_) in LORA_FIELDS.items()} | {
         "r": rank, "lora_alpha": alpha, "lora_dropout": one.dropout, "use_rslora": one.use_rslora,
-        "use_dora": one.use_dora, "target_modules": leaves if exact else sorted(configs),
+        "use_dora": one.use_dora, "target_modules": leaves if leaves_suffice else sorted(configs),
         "rank_pattern": {file: c.rank for file, c in configs.items() if c.rank != rank},
         "alpha_pattern": {file: c.alpha for file, c in configs.items() if c.alpha != alpha}}

@@ -1,8 +1,9 @@
 """From the tensors of a PEFT adapter to a classifier, and back.
 
 Names go through the model's rename table (models/weights.py) both ways: `file` is a name in a file,
-`path` one in the model. A head in neither base nor adapter would stay random. So the file must have
-all that the config names and nothing without a place, and must fill every newly initialised weight.
+`path` one in the model. A *fault* is a line about what is wrong; all are collected, then raised. A
+head in neither base nor adapter would stay random. So the file must have all that the config names
+and nothing without a place, and must fill every newly initialised weight.
 """
 import re
 
@@ -15,7 +16,7 @@ from ...models.weights import LoadReport, shape_fault
 from .. import lora, prefix, prompt, selection
 from .config import is_saved_in_full, lora_fields, method_of, target_layers
 
-# a parameter of a LoRA layer: name in the file -> name in the model
+# of a LoRA layer's A, B and DoRA's m: name in the file -> name in the model
 LORA_PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "lora_magnitude_vector": "magnitude"}
 LAYER = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 ADDED = re.compile(r"backbone\.prefix\.|.*\.word_embeddings\.vectors|.*\.(lora_[AB]|magnitude)\.")
@@ -101,20 +102,21 @@ def apply_adapter(model, record, tensors, where="adapter"):
 
 
 def wrap_layers(model, record, layers, places):
-    """Wrap the layers and fill A, B and m -> {file: path}."""
+    """Wrap the layers at `places`, {file: path}, and fill A, B and m -> {file: path} of these."""
     config = lora.LoraConfig(*(record[key] for key in ("r", "lora_alpha", "lora_dropout",
                                                        "use_rslora", "use_dora")))
 
-    def differing(default, patterns):
+    def exceptions(default, patterns):                  # {pattern of a path: value}, as wrap takes
         values = selection.values_by_path(layers, default, patterns)
-        return {re.escape(places[layer]): v for layer, v in values.items() if v != default}
-    lora.wrap(model, list(places.values()), config, differing(config.rank, record["rank_pattern"]),
-              differing(config.alpha, record["alpha_pattern"]))
+        return {re.escape(places[file]): v for file, v in values.items() if v != default}
+    lora.wrap(model, list(places.values()), config, exceptions(config.rank, record["rank_pattern"]),
+              exceptions(config.alpha, record["alpha_pattern"]))
     filled = {}
-    for layer, path in places.items():
-        for part, tensor in layers[layer].items():
-            filled[f"{layer}.{part}"] = f"{path}.{LORA_PARTS[part]}.{lora.ADAPTER_NAME}"
-            model.get_parameter(filled[f"{layer}.{part}"]).copy_(tensor)
+    for file, path in places.items():
+        for part, tensor in layers[file].items():
+            target = f"{path}.{LORA_PARTS[part]}.{lora.ADAPTER_NAME}"
+            model.get_parameter(target).copy_(tensor)
+            filled[f"{file}.{part}"] = target
     return filled
 
 
@@ -143,46 +145,46 @@ def prompt_faults(model, record, rows):
 def place_layers(model, record, layers, others):
     """Find the layers that get LoRA -> {file: path}, faults. layers, others: of split_tensors."""
     linears, table = selection.find_linears(model), model.rename_table()
-    names = {file: path for path, file in table.file_names(linears).items()}
+    path_of = {file: path for path, file in table.file_names(linears).items()}
     for old, new in table.aliases:           # for a model without a head PEFT omits e.g. "bert."
-        aliases = {old + file[len(new):]: path for file, path in names.items()
+        aliases = {old + file.removeprefix(new): path for file, path in path_of.items()
                    if file.startswith(new)}
-        if set(layers) <= set(aliases) and not set(layers) <= set(names):
-            names = aliases
-    expected = target_layers(record, [file for file in names if f"{file}.weight" not in others])
+        if set(layers) <= set(aliases) and not set(layers) <= set(path_of):
+            path_of = aliases
+    expected = target_layers(record, [file for file in path_of if f"{file}.weight" not in others])
     faults = [f"targets {short(record['target_modules'])} mean {file}, the file has nothing for it"
               for file in expected if file not in layers]
     for file in layers:
         if file not in expected:
-            why = "but the config does not mean it" if file in names else \
+            why = "but the config does not mean it" if file in path_of else \
                 "this model has no such linear layer"
             faults.append(f"{short_name(file)} is in the file, {why}")
     if faults:
         return {}, faults
     for file, rank in selection.values_by_path(layers, record["r"], record["rank_pattern"]).items():
-        base = linears[names[file]]
+        base = linears[path_of[file]]
         shapes = {"lora_A": (rank, base.in_features), "lora_B": (base.out_features, rank),
                   "lora_magnitude_vector": (base.out_features,)}
         faults += [f"{file}.{part} is {tuple(tensor.shape)}, should be {shapes[part]}"
                    for part, tensor in layers[file].items() if tuple(tensor.shape) != shapes[part]]
-    return {file: names[file] for file in layers}, faults
+    return {file: path_of[file] for file in layers}, faults
 
 
 def place_others(model, record, others, wrapped):
-    """Find the places of biases and of modules trained in full -> {file: path}, faults.
-
-    wrapped: the paths of the layers that get LoRA.
-    """
+    """Find the places of biases and of modules trained in full -> {file: path}, faults. wrapped:
+    the paths of the layers that get LoRA."""
     table, parameters = model.rename_table(), base_parameters(model)
-    names, bias = table.file_names(parameters), record.get("bias", "none")
+    names, in_full = table.file_names(parameters), record["modules_to_save"]        # {path: file}
     new = model.report.newly_initialised if hasattr(model, "report") else \
         [path for path in parameters if selection.in_head(path)]
-    biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters] \
-        if bias == "lora_only" else selection.trainable_biases(model, bias)
-    in_full = record["modules_to_save"]
     saved = [path for path, file in names.items() if is_saved_in_full(file, in_full)]
+    if record.get("bias") == "lora_only":                               # they are not wrapped yet
+        biases = [f"{path}.bias" for path in wrapped if f"{path}.bias" in parameters]
+    else:
+        biases = selection.trainable_biases(model, record.get("bias", "none"))
+    expected = {*new, *saved, *biases}
     tied = model.head.label_options and model.backbone.tied
-    expected, fills, faults = {*new, *saved, *biases}, {}, []
+    fills, faults = {}, []
     for file, tensor in others.items():
         try:
             path = table.path_of(file)
@@ -228,10 +230,8 @@ def head_faults(model, lost, in_full):
 # ---------------------------------------------------------------------------------- out of a model
 
 def collect_adapter(model, base, bias, saved):
-    """The adapter of a classifier -> record, {file: tensor}, further keys of PEFT's config.
-
-    base, bias, saved: as for `write_adapter`.
-    """
+    """The adapter of a classifier -> record, {file: tensor}, further keys of PEFT's config. base,
+    bias, saved: as for `write_adapter`."""
     virtual = collect_virtual_tokens(model)
     layers = {} if virtual else lora.find_wrapped(model)
     table, parameters = model.rename_table(), base_parameters(model)
@@ -267,7 +267,8 @@ def collect_virtual_tokens(model):
     """Of a prefix or prompt: (part of a record, rows (P, ...), further config keys), or None."""
     attached, words = model.backbone.prefix, model.backbone.word_embeddings
     is_prefix, is_prompt = attached is not None, isinstance(words, prompt.PromptEmbedding)
-    if is_prefix + is_prompt + any(isinstance(m, lora.LoraLinear) for m in model.modules()) > 1:
+    is_lora = any(isinstance(module, lora.LoraLinear) for module in model.modules())
+    if [is_prefix, is_prompt, is_lora].count(True) > 1:
         raise InputError("this model has a prefix, a prompt or LoRA at once, but a folder of PEFT "
                          "holds one adapter")
     if not (is_prefix or is_prompt):
