@@ -87,33 +87,16 @@ def choose_rows(a, folder, model):
     a: the command's flags; folder: of the model. InputError where the run's data have changed or
     are not found, where --quoting reads them in another way, and where --split has no rows.
     """
-    named, options, split = a.data is not None, reading_options(model, a), a.split or "test"
+    options, split = reading_options(model, a), a.split or "test"
     options["multi_label"] = model.task.MULTI_LABEL
-
-    # 1. Which data? Those that --data names, or else those of the run.
-    try:
-        record = read_run_record(folder)
-    except InputError:
-        if not named:
-            raise
-        record = {"data": {}}
+    record = record_if_there(a, folder)
     fold = is_fold(record)
-    if fold and not named:
+    if fold and a.data is None:
         return *held_out_rows(a, folder, record), True
-    name = a.data if named else read_settings({}, record_file(folder)).data
-    if not named:
-        refuse_lost_data(name, folder)
-    tables = read_tables(name, options.get("quoting", "auto"))
-
-    # 2. Are these the run's own data, under whatever name? Then its train rows are not judged.
-    learned, table = is_learned(record, tables), tables.get(None)
-    if not (named or learned):                                 # train rows may be test rows now
-        raise InputError(f"{name}: has changed since {folder} was trained on it: name rows "
-                         "that it has not learned with --data")
+    name, tables, learned = read_data(a, folder, record, options)
+    table = tables.get(None)
     if learned and fold and not (split_column(table) and split == "test"):   # test: in no fold
         return *held_out_rows(a, folder, record), True
-
-    # 3. Which rows of them?
     columns = text_columns(model, a.text_column, next(iter(tables.values())).columns)
     label = a.label_column or (model.reading or {}).get("label_column") or None
     if learned and not fold:
@@ -128,6 +111,32 @@ def choose_rows(a, folder, model):
         mark = "" if learned else f"mark some (column split, or a file {split}.csv), or "
         raise InputError(f"{name}: has no {split} rows: {mark}choose another --split")
     return rows, f"{name}, {split}", learned
+
+
+def record_if_there(a, folder):
+    """The record of the model's run; with --data it may be missing, and then nothing is known."""
+    try:
+        return read_run_record(folder)
+    except InputError:
+        if a.data is None:
+            raise
+        return {"data": {}}
+
+
+def read_data(a, folder, record, options):
+    """Read --data, or else the data of the run -> (name, Tables, are they what the run has
+    learned?). InputError where the run's data have changed since: its train rows may be test rows
+    now."""
+    name = a.data
+    if name is None:
+        name = read_settings({}, record_file(folder)).data
+        refuse_lost_data(name, folder)
+    tables = read_tables(name, options.get("quoting", "auto"))
+    learned = is_learned(record, tables)
+    if a.data is None and not learned:
+        raise InputError(f"{name}: has changed since {folder} was trained on it: name rows "
+                         "that it has not learned with --data")
+    return name, tables, learned
 
 
 def refuse_other_quoting(a, folder, record):

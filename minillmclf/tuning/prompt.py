@@ -8,7 +8,7 @@ So two things are attached. The word embeddings get P more rows, whose ids follo
 (`PromptEmbedding`); a classifier's `encode` puts these ids before every text (`PromptedEncode`).
 
 Trap: Gemma multiplies word vectors by sqrt(D). For a Gemma of transformers 5, PEFT saves the new
-vectors after this step, so peft/model.py divides them by sqrt(D).
+vectors after this step, so peft/attach.py divides them by sqrt(D).
 
 Unlike LoRA, a new prompt changes the answers; `detach_prompt` restores the base bit for bit. Not
 here: files (peft/); keys and values for each layer (prefix.py).

@@ -20,7 +20,7 @@ from .base import base_record, changed_files, find_base, hash_files
 from .frozen import DTYPES
 from .peft.config import is_positive, read_config
 from .peft.files import read_floats
-from .peft.model import raise_faults
+from .peft.names import raise_faults
 from .quant import CODES, dequantise_linears
 
 TUNED, ADAPTER = "tuned.json", "adapter"

@@ -12,19 +12,20 @@ decoder alone, which PEFT cannot compute, so only this package can read such a f
 
 Trap: unless told to, PEFT saves no `pooler` of DeBERTa and no `classification_head` of T5, and does
 not warn: the next model gets random ones. Here the head is always saved, and an adapter without one
-is refused (model.py).
+is refused (attach.py).
 
 Files of microsoft/LoRA (`...query.lora_A`, no config) are read once an adapter_config.json with
 peft_type, r, lora_alpha and target_modules lies beside them. Not here: other methods (AdaLoRA,
 IA3), several adapters at once, LoRA on embeddings, initialisations that change the base (PiSSA,
 LoftQ), the network of a prefix, pickles.
 
-config.py: adapter_config.json; files.py: folders; model.py: tensors to a classifier and back.
+files.py: folders; config.py: adapter_config.json; names.py: what tensors are called; attach.py:
+from tensors to a classifier; collect.py: back.
 Reference: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
+from .attach import apply_adapter
 from .config import CONFIG, method_of
 from .files import OWN_FILE, TENSORS, read_adapter, write_adapter
-from .model import apply_adapter
 
 __all__ = ["CONFIG", "OWN_FILE", "TENSORS", "apply_adapter", "method_of", "read_adapter",
            "write_adapter"]

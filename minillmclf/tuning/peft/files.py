@@ -8,8 +8,9 @@ import torch
 from ...errors import InputError
 from ...files import read_json, short, write_json, write_text
 from ...models.tensor_files import open_tensors, write_tensors
+from .collect import collect_adapter
 from .config import CONFIG, method_of, read_config
-from .model import collect_adapter, raise_faults, short_name, split_tensors
+from .names import raise_faults, short_name, split_tensors
 
 TENSORS, OWN_FILE = "adapter_model.safetensors", "minillmclf.json"
 OWN_KEYS = ("labels", "pool", "max_length", "readout")  # they change answers; PEFT has no such keys
