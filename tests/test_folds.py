@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillmclf import evaluate
-from minillmclf.folds import cross_validation, __main__ as folds
+from minillmclf.folds import cross_validation, measuring, __main__ as folds
 from minillmclf.classify.calibrate import fit_temperature
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli import training_run
@@ -293,7 +293,7 @@ def test_cross_fitting_leaves_the_held_out_fold_alone():
     truth = scores.argmax(1).tolist()
     truth[1::5] = [(t + 1) % 3 for t in truth[1::5]]
     other = [(t + 1) % 3 if fold == 0 else t for t, fold in zip(truth, which)]
-    before, after = (cross_validation.cross_fitted_logits(scores, labels, which)
+    before, after = (measuring.cross_fitted_logits(scores, labels, which)
                      for labels in (truth, other))
     changed = [not torch.equal(a, b) for a, b in zip(before, after)]
     assert changed == [fold != 0 for fold in which], (
@@ -388,17 +388,17 @@ def test_a_temperature_that_harms_is_not_applied():
     """Two folds that are wrong in opposite ways: what suits one harms the other."""
     sure = torch.tensor([[9.0, 0.0]] * 8)
     scores, targets = torch.cat([sure, sure]).double(), [0] * 8 + [0, 1] * 4
-    found = cross_validation.evaluate_folds(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
+    found = measuring.evaluate_folds(scores, targets, [0] * 8 + [1] * 8, ["a", "b"])
     assert found["calibrated"]["log_loss"] > found["all"]["log_loss"], (
         "the case should be one where it harms")
     fitted = fit_temperature(scores, targets)
     assert fitted.temperature != 1
-    assert cross_validation.submission_calibration(fitted, found, "auto").temperature == 1
+    assert measuring.submission_calibration(fitted, found, "auto").temperature == 1
     assert ("NOT applied: it does not lower"
-            in cross_validation.report_lines(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1])
+            in measuring.report_lines(found, [0] * 8 + [1] * 8, fitted.temperature, 1.0)[-1])
     better = found | {"calibrated": {"log_loss": found["all"]["log_loss"] - 0.1}}
-    assert cross_validation.submission_calibration(fitted, better, "auto") == fitted
-    assert cross_validation.submission_calibration(fitted, better, "off").temperature == 1
+    assert measuring.submission_calibration(fitted, better, "auto") == fitted
+    assert measuring.submission_calibration(fitted, better, "off").temperature == 1
 
 
 def test_temperature_off_is_the_plain_mean(place, call, tmp_path, monkeypatch):
