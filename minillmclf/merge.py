@@ -44,7 +44,7 @@ def parse(arguments=None):
 def merge_adapter(model, precision):
     """Merge an adapter into its base, in place -> the model. precision: "full" or "4bit" where the
     base has 4 bits a weight, else None. InputError for a 4-bit base without a precision."""
-    from .tuning.quant import Linear4bit, quantise_linears
+    from .tuning.linear4bit import Linear4bit, quantise_linears
     from .tuning.saved import merge_tuned
     kinds = {path.removesuffix(".base"): module.kind for path, module in model.named_modules()
              if isinstance(module, Linear4bit)}

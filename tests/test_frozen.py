@@ -18,14 +18,14 @@ from test_families import CONFIGS, folders, spread          # noqa: F401  folder
 
 from minillmclf.classify.classifier import Classifier
 from minillmclf.cli.build import classifier_options, tuning_config
-from minillmclf.cli.memory import AliveBytes
+from minillmclf.cli.activations import AliveBytes
 from minillmclf.cli.settings import Settings
 from minillmclf.errors import InputError
 from minillmclf.merge import merge_adapter
 from minillmclf.models import half
 from minillmclf.models.half import HalfEmbedding, HalfLinear, convert_to_bf16, product
 from minillmclf.training.plan import Split
-from minillmclf.tuning import frozen, quant, quant_files, trained_in_place, tune
+from minillmclf.tuning import frozen, linear4bit, quant, quant_files, trained_in_place, tune
 from minillmclf.tuning.frozen import frozen_matrices, half_modules, widen
 
 SOME = ["bert", "deberta-v3", "gpt2", "llama", "gemma3", "t5"]  # one of each wiring
@@ -380,10 +380,10 @@ def test_loading_takes_one_model_and_one_tensor(dtype, quantise, stored, most, l
 
 def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_path, monkeypatch):  # noqa: F811
     calls, right = [], quant.quantise
-    monkeypatch.setattr(quant, "quantise", lambda *given, **more: (
+    monkeypatch.setattr(linear4bit, "quantise", lambda *given, **more: (
         calls.append(1), right(*given, **more))[1])
     model = Classifier.from_backbone(folders["llama"], LABELS, quantise="nf4")
-    layers = [m for m in model.modules() if isinstance(m, quant.Linear4bit)]
+    layers = [m for m in model.modules() if isinstance(m, linear4bit.Linear4bit)]
     assert len(calls) == len(layers) > 5
     model.save(tmp_path)
     calls.clear()
@@ -391,7 +391,7 @@ def test_a_4bit_base_is_quantised_as_it_is_read_and_never_again(folders, tmp_pat
     tuned = Classifier.from_backbone(tmp_path, LABELS, quantise="nf4")
     tune(tuned, tuning_config(settings(method="qlora")), 0)
     assert calls == [] and len([m for m in again.modules()
-                                if isinstance(m, quant.Linear4bit)]) == len(layers)
+                                if isinstance(m, linear4bit.Linear4bit)]) == len(layers)
 
 
 @pytest.mark.parametrize("method", ["qlora", "houlsby"])

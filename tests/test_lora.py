@@ -18,7 +18,7 @@ from small import wrap_lora
 from torch import nn
 
 from minillmclf.classify.family_heads import build_head
-from minillmclf.cli.memory import AliveBytes
+from minillmclf.cli.activations import AliveBytes
 from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights
 from minillmclf.models.bert import Bert, Roberta, XlmRoberta
@@ -87,7 +87,7 @@ class Pair(nn.Module):
 
 
 class FourBit(nn.Module):
-    """What quant.py's Linear4bit shows of itself."""
+    """What linear4bit.py's Linear4bit shows of itself."""
 
     def __init__(self, linear):
         super().__init__()

@@ -23,7 +23,7 @@ from minillmclf.errors import InputError
 from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import tune
-from minillmclf.tuning.quant import Linear4bit
+from minillmclf.tuning.linear4bit import Linear4bit
 
 
 @pytest.fixture(scope="module")

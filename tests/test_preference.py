@@ -28,7 +28,7 @@ from minillmclf.classify.swap import (average_orders, swap_columns, position_bia
                                       longer_answer, side_numbers,
                                       compare_orders, swap_texts, swap_label, add_swapped)
 from minillmclf.errors import InputError
-from minillmclf.cli.memory import saved_activation_bytes
+from minillmclf.cli.activations import saved_activation_bytes
 from minillmclf.models import initialise_weights, model_class, save_backbone
 from minillmclf.cli.settings import Settings
 from minillmclf.text import parts

@@ -26,10 +26,11 @@ from torch import nn
 from minillmclf.classify.classifier import Classifier
 from minillmclf.errors import InputError
 from minillmclf.models import Checkpoint, build_backbone, load_backbone
-from minillmclf.tuning import quant
+from minillmclf.tuning import linear4bit, quant
 from minillmclf.tuning.frozen import Placer
-from minillmclf.tuning.quant import (CODES, Linear4bit, Quantiser, bits_per_parameter, dequantise,
-                                     dynamic_map, fast_dequantise, quantise, quantise_linears)
+from minillmclf.tuning.linear4bit import Linear4bit, Quantiser, quantise_linears
+from minillmclf.tuning.quant import (CODES, bits_per_parameter, dequantise, dynamic_map,
+                                     fast_dequantise, quantise)
 from minillmclf.tuning.quant_files import layer_from_tensors, layer_to_tensors
 
 INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
@@ -251,8 +252,9 @@ def test_a_wrong_layout_is_noticed(wrong, monkeypatch):
     ("cut blocks", 4, 32, 96, torch.bfloat16, False, False),
     ("no rows", 0, 32, 64, torch.bfloat16, False, False)])
 def test_when_the_fused_product_is_taken(case, rows, out, width, dtype, grad, fused, monkeypatch):
-    calls, right = [], quant.fused_product
-    monkeypatch.setattr(quant, "fused_product", lambda *given: (calls.append(1), right(*given))[1])
+    calls, right = [], linear4bit.fused_product
+    monkeypatch.setattr(linear4bit, "fused_product",
+                        lambda *given: (calls.append(1), right(*given))[1])
     layer = Linear4bit.from_linear(normal(out, width), normal(out))
     x = normal(rows, width, seed=2).to(dtype)
     with torch.set_grad_enabled(grad):

@@ -20,7 +20,7 @@ from minillmclf.text.batch import collate
 from minillmclf.text.tokenizers.tokenizer import WordPiece
 from minillmclf.tuning import set_trainable, lora, tune
 from minillmclf.tuning.peft import write_adapter
-from minillmclf.tuning.quant import Linear4bit
+from minillmclf.tuning.linear4bit import Linear4bit
 from minillmclf.tuning.quant_files import open_checkpoint
 from minillmclf.tuning.selection import four_bit_sizes
 

@@ -23,7 +23,7 @@ from minillmclf.text.batch import collate
 from minillmclf.training.recompute import recompute_blocks
 from minillmclf.tuning import tune
 from minillmclf.tuning.prompt import new_word_ids
-from minillmclf.tuning.quant import quantise_linears
+from minillmclf.tuning.linear4bit import quantise_linears
 
 LENGTHS = (9, 1, 14, 5)  # longer than any window of CONFIGS, and as short as can be
 TEXTS = [torch.randint(4, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist()

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import short
 from ..models.half import HalfEmbedding, HalfLinear
 from ..models.weights import set_tensor
-from .quant import plain_linear
+from .linear4bit import plain_linear
 
 DTYPES = ("fp32", "bf16")
 
@@ -75,7 +75,7 @@ def widen(model):
 
 class Placer:
     """Puts tensors into a model as a loader reads them: those at the paths `half` in bf16, all on
-    `device`. quantiser: a quant.Quantiser for the layers of four bits, or None."""
+    `device`. quantiser: a linear4bit.Quantiser for the layers of four bits, or None."""
 
     def __init__(self, half, device, quantiser):
         self.half, self.device, self.quantiser = half, device, quantiser

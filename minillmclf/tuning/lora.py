@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..files import short
 from . import selection
 from .frozen import widen
-from .quant import plain_linear
+from .linear4bit import plain_linear
 from .selection import (base_weight, check_unwrapped, find_linears, find_targets, place_beside,
                         values_by_path)
 

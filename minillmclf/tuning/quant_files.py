@@ -18,8 +18,8 @@ from ..models.config import read_model_config
 from ..models.tensor_files import join_faults, read_tensor
 from ..models.weights import Checkpoint, export_tensors, load_parameters
 from .frozen import Placer
-from .quant import (BLOCKSIZES, CODES, FLOATS, NESTED_BLOCKSIZE, Linear4bit, Quantised, Quantiser,
-                    dtype_name, dynamic_map)
+from .linear4bit import Linear4bit, Quantiser, dtype_name
+from .quant import BLOCKSIZES, CODES, FLOATS, NESTED_BLOCKSIZE, Quantised, dynamic_map
 
 STATE_NAME = "weight.quant_state.bitsandbytes__"
 # quantization_config: key -> the supported values; None: any value, as it changes nothing here

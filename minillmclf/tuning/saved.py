@@ -18,10 +18,11 @@ from . import ADAPTER_METHODS, BOTTLENECK_METHODS, LORA_METHODS, METHODS, lora, 
 from . import trainable_names
 from .base import base_record, changed_files, find_base, hash_files
 from .frozen import DTYPES
+from .linear4bit import dequantise_linears
 from .peft.config import is_positive, read_config
 from .peft.files import read_floats
 from .peft.names import raise_faults
-from .quant import CODES, dequantise_linears
+from .quant import CODES
 
 TUNED, ADAPTER = "tuned.json", "adapter"
 TENSORS = Path(ADAPTER) / peft.TENSORS

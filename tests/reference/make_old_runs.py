@@ -51,7 +51,7 @@ from minillmclf.models import initialise_weights, model_class, save_backbone  # 
 from minillmclf.cli.settings import Settings  # noqa: E402
 from minillmclf.text.tokenizers.tokenizer import WordPiece, load_tokenizer  # noqa: E402
 from minillmclf.training import checkpoint, loop  # noqa: E402
-from minillmclf.tuning.quant import dequantise_linears  # noqa: E402
+from minillmclf.tuning.linear4bit import dequantise_linears  # noqa: E402
 
 WIDEST = 48  # more terms than any sum in these models has
 
