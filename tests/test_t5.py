@@ -24,10 +24,11 @@ from stored import in_dtype, stored_models
 from minillmclf.classify.classifier import Classifier
 from minillmclf.classify.family_heads import T5Head
 from minillmclf.errors import InputError
-from minillmclf.models import build_backbone, layers, load_backbone, save_backbone, t5
+from minillmclf.models import build_backbone, layers, load_backbone, save_backbone, t5_layers
 from minillmclf.models.cache import Cache, CachedRows
 from minillmclf.models.layers import Rows, root_mean_square_norm
-from minillmclf.models.t5 import T5, GatedT5, biased_attention, distance_buckets
+from minillmclf.models.t5 import T5, GatedT5
+from minillmclf.models.t5_layers import biased_attention, distance_buckets
 from minillmclf.models.weights import Checkpoint, load_parameters
 
 STORED = ("t5_lm", "flan_lm", "ul2_classifier")
@@ -249,7 +250,7 @@ def test_a_sentinel_target_has_the_loss_of_transformers():
 def scaled_attention(patch):
     def wrong(q, k, v, bias, dropout):
         return biased_attention(q / math.sqrt(q.shape[-1]), k, v, bias, dropout)
-    patch.setattr(t5, "biased_attention", wrong)
+    patch.setattr(t5_layers, "biased_attention", wrong)
 
 
 def erf_gelu(patch):
@@ -268,9 +269,9 @@ def own_head_ignored(patch):
 
 def decoder_with_both_directions(patch):
     def wrong(self, rows):
-        return t5.EncoderStack.attention_bias(self, rows).masked_fill(
+        return t5_layers.EncoderStack.attention_bias(self, rows).masked_fill(
             ~rows.causal_mask(), -math.inf)
-    patch.setattr(t5.DecoderStack, "attention_bias", wrong)
+    patch.setattr(t5_layers.DecoderStack, "attention_bias", wrong)
 
 
 def encoder_with_one_direction(patch):
@@ -278,12 +279,12 @@ def encoder_with_one_direction(patch):
         bucket = distance_buckets(rows.distance().clamp(min=0), self.buckets, self.max_distance)
         return self.relative_bias(bucket).permute(0, 3, 1, 2).masked_fill(
             ~rows.mask[:, None, None], -math.inf)
-    patch.setattr(t5.EncoderStack, "attention_bias", wrong)
+    patch.setattr(t5_layers.EncoderStack, "attention_bias", wrong)
 
 
 def directions_exchanged(patch):
     behind = Rows.distance
-    patch.setattr(t5.EncoderStack, "attention_bias",
+    patch.setattr(t5_layers.EncoderStack, "attention_bias",
                   lambda self, rows: encoder_bias_of(self, -behind(rows), rows))
 
 
@@ -295,12 +296,12 @@ def encoder_bias_of(stack, behind, rows):
 
 
 def no_wide_buckets(patch):
-    patch.setattr(t5, "distance_buckets",
+    patch.setattr(t5_layers, "distance_buckets",
                   lambda distance, count, most: distance.clamp(max=count - 1))
 
 
 def other_distance(patch):
-    patch.setattr(t5, "distance_buckets",
+    patch.setattr(t5_layers, "distance_buckets",
                   lambda distance, count, most: distance_buckets(distance, count, 128))
 
 
@@ -312,17 +313,17 @@ def places_for_positions(patch):
 
 
 def bias_only_in_the_first_block(patch):
-    attend, first = t5.T5Layer.attend, []
+    attend, first = t5_layers.T5Layer.attend, []
 
     def wrong(self, x, rows, bias):
         first[:] = first if first and first[0] is bias else [bias, self]
         return attend(self, x, rows,
                       bias if first[1] is self else bias.masked_fill(bias > -math.inf, 0.0))
-    patch.setattr(t5.T5Layer, "attend", wrong)
+    patch.setattr(t5_layers.T5Layer, "attend", wrong)
 
 
 def gates_exchanged(patch):
-    patch.setattr(t5.GatedLayer, "mlp_inner",
+    patch.setattr(t5_layers.GatedLayer, "mlp_inner",
                   lambda self, x: self.activation(self.up_proj(x)) * self.gate_proj(x))
 
 
@@ -330,7 +331,7 @@ def post_norm(patch):
     def wrong(self, x, rows, bias):
         k, v = self.attention.keys_values(x, rows)
         return self.attention_norm(x + self.attention(x, rows, k, v, bias))
-    patch.setattr(t5.T5Layer, "attend", wrong)
+    patch.setattr(t5_layers.T5Layer, "attend", wrong)
 
 
 def centred_norm(patch):
@@ -351,7 +352,7 @@ def no_last_norm(patch):
             x = layer(x, rows, bias)
         self.final_norm(x)
         return x
-    patch.setattr(t5.EncoderStack, "forward", wrong)
+    patch.setattr(t5_layers.EncoderStack, "forward", wrong)
 
 
 def source_mask_ignored(patch):
@@ -363,7 +364,7 @@ def source_mask_ignored(patch):
 def encoder_mask_ignored(patch):
     def wrong(self, rows):
         return encoder_bias_of(self, rows.distance(), Rows(torch.ones_like(rows.mask)))
-    patch.setattr(t5.EncoderStack, "attention_bias", wrong)
+    patch.setattr(t5_layers.EncoderStack, "attention_bias", wrong)
 
 
 def decoder_not_causal(patch):
@@ -376,7 +377,7 @@ def cross_attention_over_itself(patch):
         seen = self.cross_norm(x)
         k, v = self.cross_attention.keys_values(seen, rows)
         return self.mlp(x + self.cross_attention(seen, rows, k, v, bias))
-    patch.setattr(t5.DecoderLayer, "forward", wrong)
+    patch.setattr(t5_layers.DecoderLayer, "forward", wrong)
 
 
 def shift_missing(patch):
@@ -600,7 +601,7 @@ def test_dropout_acts_in_training_only(monkeypatch):
         if isinstance(module, torch.nn.Dropout):
             assert module.p == 0.25
             module.register_forward_hook(lambda module, given, out: calls.append(module))
-    monkeypatch.setattr(t5, "biased_attention",
+    monkeypatch.setattr(t5_layers, "biased_attention",
                         lambda *given: rates.append(given[-1]) or biased_attention(*given))
     ids, mask = torch.arange(2, 12).view(1, 10), torch.ones(1, 10)
     assert not torch.equal(body.train().states(ids, mask), body.states(ids, mask)), (

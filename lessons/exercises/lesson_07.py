@@ -128,12 +128,12 @@ class AttentionBias(Exercise):
                 case("four buckets", "parity", [7], buckets=4)]
 
     def call(self, function, case):
-        from minillmclf.models import t5
+        from minillmclf.models import t5_layers
         given = case.arguments
         stack = SimpleNamespace(buckets=given["buckets"], max_distance=20,
                                 relative_bias=lambda bucket: given["table"][bucket])
         rows = rows_of(given["mask"])
-        with mock.patch.object(t5, "distance_buckets", one_each):
+        with mock.patch.object(t5_layers, "distance_buckets", one_each):
             return {"bias": function(stack, rows)}
 
 
@@ -213,7 +213,7 @@ class CrossAttention(Exercise):
 
     def call(self, function, case):
         from minillmclf.models.last_token import FewQueries
-        from minillmclf.models.t5 import DecoderLayer
+        from minillmclf.models.t5_layers import DecoderLayer
         given = case.arguments
         config = dict(d_model=8, d_kv=4, num_heads=2, d_ff=12, dropout_rate=0.0,
                       layer_norm_epsilon=1e-5, dense_act_fn="relu")
