@@ -15,7 +15,7 @@ from ..text.patterns import Clock, compile_pattern
 
 
 def base_weight(base):
-    """The matrix (out, in) of a linear layer. A 4-bit layer (quant.py, which imports this file) is
+    """The matrix (out, in) of a linear layer. A 4-bit layer (linear4bit.py, which imports this) is
     known by its method `dequantised`."""
     return base.dequantised() if hasattr(base, "dequantised") else base.weight
 
