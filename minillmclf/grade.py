@@ -46,11 +46,8 @@ def parse(arguments=None):
     if a.hint is not None and len(a.exercise) != 1:
         raise InputError("--hint: name one exercise: python -m minillmclf.grade 2.1 --hint 1")
     for option, file in (("--json", a.json), ("--junit", a.junit)):
-        try:
-            if file:
-                check_out_file(file, a.overwrite)
-        except InputError as error:
-            raise InputError(str(error).replace("--out", option)) from None
+        if file:
+            check_out_file(file, a.overwrite, option=option)
     return a
 
 

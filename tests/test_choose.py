@@ -138,6 +138,10 @@ def test_a_comparison_is_of_the_rows_and_columns_that_it_read(tmp_path):
     assert other_source(old, of("my.csv")) == "other text columns (a, b)"
     broken = comparison(tmp_path / "broken", "my.csv", source={"sha256": 3})
     refused(lambda: other_source(broken, of("my.csv")), "settings.json", "source")
+    for number, lr in enumerate((None, "auto", 1, 3e-4)):
+        other_source(comparison(tmp_path / f"rate-{number}", "my.csv", lr=lr), of("my.csv"))
+    broken = comparison(tmp_path / "fast", "my.csv", lr="fast")
+    refused(lambda: other_source(broken, of("my.csv")), "settings.json", "lr")
 
 
 def test_a_comparison_is_read_and_goes_before_the_rules(tmp_path, monkeypatch):

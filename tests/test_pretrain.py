@@ -267,6 +267,7 @@ def test_a_folder_that_holds_a_model_is_not_overwritten(teacher, text):
 def test_flags_that_make_no_sense_are_refused_at_once(text, objective, more, message):
     with pytest.raises(InputError, match=message):
         pretrain.parse([*settings("x", text, objective=objective), *more])
+    assert pretrain.parse([*settings("x", text, objective="mlm"), "--length", "1"]), "not read"
 
 
 def test_mistakes_are_named(teacher, distilled, text, tmp_path):

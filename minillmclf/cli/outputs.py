@@ -14,20 +14,21 @@ except ImportError:                                    # Windows
     fcntl = None
 
 
-def check_out_path(out, inputs):
+def check_out_path(out, inputs, option="--out"):
     """What check_out_file and check_out_folder share -> (Path, does it exist?).
 
-    inputs: list of (option, path or None) that the command reads. InputError if `out` cannot be a
-    file's name, is one of the inputs, lies inside one, or is the folder in which one lies.
+    inputs: list of (option, path or None) that the command reads; option: that names `out`.
+    InputError if `out` cannot be a file's name, is one of the inputs, lies inside one, or is the
+    folder in which one lies.
     """
     path = Path(out)
     try:
         here = path.resolve()
         there = path.exists() or path.is_symlink()
     except (OSError, ValueError, RuntimeError) as error:       # too long; a null byte; a loop
-        raise InputError(f"--out {short(path, 200)}: cannot be a file's name "
+        raise InputError(f"{option} {short(path, 200)}: cannot be a file's name "
                          f"({error_text(error)})") from None
-    for option, read in inputs:
+    for flag_of_input, read in inputs:
         try:
             read = read and Path(read).resolve()
             same = read and (read == here or there and read.is_file() and path.samefile(read))
@@ -37,8 +38,8 @@ def check_out_path(out, inputs):
             continue
         if clash:
             part = "" if same else "part of "
-            raise InputError(f"--out {short(path, 200)}: is {part}what {option} reads: choose "
-                             "another --out")
+            raise InputError(f"{option} {short(path, 200)}: is {part}what {flag_of_input} reads: "
+                             f"choose another {option}")
     return path, there
 
 
@@ -52,9 +53,9 @@ def input_paths(flags):
             for path in (value, CHECKPOINTS / value) if os.path.exists(path)]
 
 
-def check_writable(out, folder):
+def check_writable(out, folder, option="--out"):
     """InputError unless files can be made in a folder, or in the nearest one above it that exists.
-    out: what the message names. A full disk is only seen when something is written."""
+    out, option: what the message names. A full disk is only seen when something is written."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         fault = f"{short(there, 200)} is no folder"
@@ -62,23 +63,23 @@ def check_writable(out, folder):
         fault = f"permission denied, or a read-only disk: {short(there, 200)}"
     else:
         return
-    raise InputError(f"--out {short(out, 200)}: could not be written ({fault}): choose another "
-                     "--out")
+    raise InputError(f"{option} {short(out, 200)}: could not be written ({fault}): choose another "
+                     f"{option}")
 
 
-def check_out_file(out, overwrite=False, inputs=()):
+def check_out_file(out, overwrite=False, inputs=(), option="--out"):
     """Raise InputError where a command must not or cannot write its file `out`. -> Path
 
-    overwrite: an ordinary file there may be replaced; inputs: as for `check_out_path`.
+    overwrite: an ordinary file there may be replaced; inputs, option: as for `check_out_path`.
     """
-    path, there = check_out_path(out, inputs)
+    path, there = check_out_path(out, inputs, option)
     if there and not path.is_file():
-        raise InputError(f"--out {short(path, 200)}: could not be written (it is no ordinary "
+        raise InputError(f"{option} {short(path, 200)}: could not be written (it is no ordinary "
                          "file): name a new file")
     if there and not overwrite:
-        raise InputError(f"--out {short(path, 200)}: is there already: choose another --out, or "
-                         "--overwrite")
-    check_writable(path, path.parent)
+        raise InputError(f"{option} {short(path, 200)}: is there already: choose another {option}, "
+                         "or --overwrite")
+    check_writable(path, path.parent, option)
     return path
 
 

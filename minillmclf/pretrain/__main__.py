@@ -89,7 +89,8 @@ def check(a):
         (a.objective == "distill" and not a.teacher,
          "--objective distill needs --teacher DIR (checkpoints/README.md says how to bring "
          "MiniLM)"),
-        (a.length < 2, "--length 1: should be 2 or more, a token and what follows it"),
+        (a.length < 2 and ARCH[a.objective] != "bert",
+         "--length 1: should be 2 or more, so that there is something to predict"),
         (a.objective != "distill" and a.teacher and not both,
          "--teacher gives its vectors of the texts: it needs --text, and --pairs beside it"),
         (a.vector_weight is not None and not (both and a.teacher),
